@@ -1,0 +1,90 @@
+# fabrictap for its developers. `make` alone lists what there is; everything is safe to repeat.
+SHELL := /bin/bash
+.SHELLFLAGS := -euo pipefail -c
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+MAKEFLAGS += --no-builtin-rules
+
+PYTHON ?= python3
+VENV   := .venv
+BIN    := $(VENV)/bin
+# What to test, what to require (REQUIRE=all, or a list as in REQUIRE=vm,collector: failing instead of skipping).
+T       ?= tests
+REQUIRE ?=
+ARGS    ?=
+SCRIPT  ?=
+
+export REQUIRE
+# Programs beside the tests are run as `python tests/vm/x.py` and import each other as the tests do.
+export PYTHONPATH := tests
+
+# Stamps of an environment that somebody has removed say nothing.
+ifeq ($(wildcard $(BIN)/python),)
+$(shell rm -f build/python)
+endif
+
+BUILD_INPUTS := setup.py pyproject.toml $(shell find probes ext -type f \( -name '*.bpf.c' -o -name '*.h' -o -name '*.pyx' -o -name '*.pxd' -o -name 'fold.c' \) 2>/dev/null)
+
+.PHONY: help setup packages demo run test lint format bench vm clean
+
+help: ## this list
+	@echo 'make TARGET [VARIABLE=value ...]'
+	@sed -n 's/^\([a-z]*\):.*## \(.*\)/  \1\t\2/p' $(MAKEFILE_LIST) | expand -t 12
+
+setup: build/installed ## system packages, .venv, the compiled parts; does nothing when nothing has changed
+
+packages: build/packages ## only the system packages (scripts/packages.sh lists them and what each is for)
+
+demo: setup ## what fabrictap sees, shown on two RDMA devices in a VM
+	@$(BIN)/python tests/vm/demo.py $(ARGS)
+
+run: setup ## the agent on this machine: make run ARGS='--config my.yaml'
+	@$(BIN)/fabrictap run $(ARGS)
+
+test: lint ## lint, then the tests: T=tests/unit, REQUIRE=all (see docs), ARGS='-k name'
+	@$(BIN)/python -m pytest $(T) $(ARGS)
+
+lint: setup ## ruff and mypy
+	@$(BIN)/ruff check .
+	@$(BIN)/ruff format --check .
+	@$(BIN)/mypy
+
+format: setup ## let ruff put the sources in order
+	@$(BIN)/ruff check --fix .
+	@$(BIN)/ruff format .
+
+bench: setup ## measurements: make bench ARGS='...'
+	@$(BIN)/python -m bench $(ARGS)
+
+vm: setup ## a shell in the VM with its two RDMA devices; make vm SCRIPT=path runs a script there
+	@$(BIN)/python tests/vm/shell.py $(SCRIPT) $(ARGS)
+
+clean: ## remove what was built; downloads stay in the cache (FABRICTAP_CACHE)
+	rm -rf build dist $(VENV) .mypy_cache .ruff_cache .pytest_cache agent/*.egg-info
+	find agent ext probes -name '*.so' -delete -o -name '*.bpf.o' -delete
+	find . -name __pycache__ -type d -not -path './.git/*' -prune -exec rm -rf {} +
+	find ext -maxdepth 1 -name '*.pyx' -exec sh -c 'for f; do rm -f "$${f%.pyx}.c"; done' _ {} +
+
+# --- setup, step by step; each stamp is newer than what it was made from
+
+build/packages: scripts/packages.sh
+	@mkdir -p build
+	@scripts/packages.sh install
+	@touch $@
+
+build/python: build/packages
+	@$(PYTHON) -c 'import sys; v = sys.version_info; sys.exit(0 if v >= (3, 10) else f"Python 3.10 or newer is needed, $(PYTHON) is {v[0]}.{v[1]}: make PYTHON=python3.12")'
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	@touch $@
+
+# The build tools of pyproject.toml are put into .venv and used from there: building needs no network after that.
+build/dependencies: build/python pyproject.toml
+	@echo 'setup: Python packages'
+	@$(BIN)/python scripts/requirements.py >build/requirements.txt
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -r build/requirements.txt
+	@touch $@
+
+build/installed: build/dependencies $(BUILD_INPUTS)
+	@echo 'setup: compiling probes and extensions'
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-build-isolation --no-deps --editable .
+	@touch $@

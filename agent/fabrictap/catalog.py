@@ -1,0 +1,508 @@
+"""The one table of everything fabrictap exports: metrics, spans and their attributes.
+
+Names, units, kinds and meanings stand here alone. Code refers to the constants below; documents,
+dashboards and tests are generated from this table or checked against it.
+
+Names follow OpenTelemetry semantic conventions 1.44 where one exists (``hw.*``, ``process.*``,
+``network.*``, ``otel.sdk.*``). There is no convention for RDMA; ``rdma.*`` is ours, and
+``fabrictap.*`` is what the agent says about itself.
+"""
+
+from __future__ import annotations
+
+import enum
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+
+class Kind(enum.Enum):
+    """How the points of a metric behave. All sums are cumulative."""
+
+    COUNTER = "Counter"
+    UPDOWNCOUNTER = "UpDownCounter"
+    GAUGE = "Gauge"
+    HISTOGRAM = "Histogram"
+
+
+class Standard(enum.Enum):
+    """Who defined a name."""
+
+    SEMCONV = "OpenTelemetry semantic conventions"
+    FABRICTAP = "fabrictap"
+
+
+@dataclass(frozen=True, slots=True)
+class Attribute:
+    """One attribute key. ``values`` lists the closed set of values where there is one."""
+
+    name: str
+    type: type[str] | type[int] | type[bool]
+    meaning: str
+    values: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Metric:
+    """One metric. ``unit`` is UCUM; ``attributes`` may be absent on a point where they cannot be known."""
+
+    name: str
+    kind: Kind
+    unit: str
+    description: str
+    attributes: tuple[Attribute, ...]
+    standard: Standard = Standard.FABRICTAP
+
+
+@dataclass(frozen=True, slots=True)
+class Span:
+    """One kind of span."""
+
+    name: str
+    description: str
+    attributes: tuple[Attribute, ...]
+
+
+# --- attributes -----------------------------------------------------------------------------------
+
+HW_ID = Attribute("hw.id", str, "The RDMA port, unique on the node: DEVICE/PORT, as in mlx5_0/1")
+HW_TYPE = Attribute("hw.type", str, "Kind of hardware component", ("network",))
+HW_NAME = Attribute("hw.name", str, "Network interface that the port belongs to, where there is one")
+HW_PARENT = Attribute("hw.parent", str, "RDMA device that the port belongs to")
+HW_MODEL = Attribute("hw.model", str, "Board id or HCA type as the driver reports it")
+HW_FIRMWARE = Attribute("hw.firmware_version", str, "Firmware version as the driver reports it")
+ERROR_TYPE = Attribute(
+    "error.type", str, "Name of the counter file that counts this error, or of the failure"
+)
+IO_DIRECTION = Attribute(
+    "network.io.direction", str, "Direction seen from this node", ("receive", "transmit")
+)
+
+RDMA_LINK_LAYER = Attribute("rdma.link_layer", str, "Link layer of the port", ("infiniband", "ethernet"))
+RDMA_PORT_STATE = Attribute("rdma.port.state", str, "Logical port state as the kernel names it, lower case")
+RDMA_COUNTER_NAME = Attribute("rdma.counter.name", str, "File name below counters/ or hw_counters/")
+RDMA_COUNTER_SOURCE = Attribute(
+    "rdma.counter.source",
+    str,
+    "Where the figure was read: the port's own counters, or the network interface below a software "
+    "RDMA device (which also carries all other traffic of that interface)",
+    ("port", "netdev"),
+)
+RDMA_DEVICE = Attribute("rdma.device", str, "RDMA device name, as in mlx5_0")
+RDMA_PORT = Attribute("rdma.port", int, "Port number on the device, from 1")
+RDMA_GID = Attribute("rdma.gid", str, "Local GID of the connection, in IPv6 notation")
+RDMA_PEER_GID = Attribute(
+    "rdma.peer.gid", str, "GID of the other end, in IPv6 notation; absent where it cannot be known"
+)
+RDMA_PEER_QPN = Attribute("rdma.peer.qp.number", int, "Queue pair number at the other end; absent likewise")
+RDMA_QPN = Attribute(
+    "rdma.qp.number", int, "Local queue pair number; the SRQ handle for shared receive queues"
+)
+RDMA_QP_TYPE = Attribute(
+    "rdma.qp.type",
+    str,
+    "Transport of the queue pair",
+    ("rc", "uc", "ud", "xrc_ini", "xrc_tgt", "raw_packet", "driver", "srq", "unknown"),
+)
+RDMA_QP_STATE = Attribute(
+    "rdma.qp.state",
+    str,
+    "State of the queue pair as software last set it",
+    ("reset", "init", "rtr", "rts", "sqd", "sqe", "err", "unknown"),
+)
+RDMA_OPERATION = Attribute(
+    "rdma.operation",
+    str,
+    "Opcode of the work request; recv is a posted receive buffer",
+    (
+        "rdma_write",
+        "rdma_write_with_imm",
+        "send",
+        "send_with_imm",
+        "rdma_read",
+        "atomic_cmp_and_swp",
+        "atomic_fetch_and_add",
+        "local_inv",
+        "bind_mw",
+        "send_with_inv",
+        "tso",
+        "driver",
+        "recv",
+        "unknown",
+    ),
+)
+RDMA_MR_ACCESS = Attribute(
+    "rdma.memory_region.remote_access",
+    str,
+    "What a peer that knows the rkey may do to the memory",
+    ("none", "read", "write", "read_write", "unknown"),
+)
+RDMA_MR_REMOTE_ATOMIC = Attribute(
+    "rdma.memory_region.remote_atomic", bool, "Whether a peer may also run atomics on the memory"
+)
+RDMA_CM_EVENT = Attribute("rdma.cm.event", str, "RDMA connection manager event, as in established")
+RDMA_PSN = Attribute("rdma.flow.start_psn", int, "First packet sequence number of the direction (24 bits)")
+RDMA_MTU = Attribute("rdma.path_mtu", int, "Path MTU in bytes")
+RDMA_FLOW_ROLE = Attribute(
+    "rdma.flow.role", str, "Which end of the flow this node is", ("sender", "receiver")
+)
+RDMA_SENDER_GID = Attribute("rdma.flow.sender.gid", str, "GID that the flow comes from")
+RDMA_SENDER_QPN = Attribute("rdma.flow.sender.qp.number", int, "Queue pair that the flow comes from")
+RDMA_RECEIVER_GID = Attribute("rdma.flow.receiver.gid", str, "GID that the flow goes to")
+RDMA_RECEIVER_QPN = Attribute("rdma.flow.receiver.qp.number", int, "Queue pair that the flow goes to")
+RDMA_FLOW_BYTES = Attribute(
+    "rdma.flow.io", int, "Bytes that a local process posted in this direction, over the span's time"
+)
+RDMA_FLOW_OPERATIONS = Attribute(
+    "rdma.flow.operations", int, "Work requests that a local process posted in this direction, likewise"
+)
+RDMA_FLOW_OPERATION_BYTES = Attribute(
+    "rdma.flow.<operation>.io", int, "The same bytes by rdma.operation; only operations that were seen"
+)
+RDMA_FLOW_OPERATION_COUNT = Attribute(
+    "rdma.flow.<operation>.operations", int, "The same work requests by rdma.operation, likewise"
+)
+RDMA_FLOW_CLOSE_REASON = Attribute(
+    "rdma.flow.close_reason",
+    str,
+    "Why the flow ended",
+    (
+        "destroyed",
+        "process_exited",
+        "device_removed",
+        "reset",
+        "error",
+        "vanished",
+        "evicted",
+        "agent_stopped",
+    ),
+)
+RDMA_FLOW_IDENTITY = Attribute(
+    "rdma.flow.identity",
+    str,
+    "exact: the trace id was computed from both ends and meets the peer's; local: the connection is "
+    "older than the agent, its first PSN is unknown and the trace id is this node's own",
+    ("exact", "local"),
+)
+
+PROCESS_PID = Attribute("process.pid", int, "Process id in the agent's pid namespace; absent for the kernel")
+PROCESS_EXE = Attribute("process.executable.name", str, "Executable name; [kernel] for a kernel user of RDMA")
+
+COVERAGE = Attribute(
+    "fabrictap.coverage",
+    str,
+    "exact: every post since the queue pair was made; since: posts from fabrictap.coverage.since on; "
+    "control_only: posts of this process cannot be seen, the connection is known from the kernel",
+    ("exact", "since", "control_only"),
+)
+COVERAGE_SINCE = Attribute("fabrictap.coverage.since", str, "Start of the observation, RFC 3339, UTC")
+ORIGIN = Attribute(
+    "fabrictap.origin",
+    str,
+    "How the object became known: seen being made, or listed by the kernel when the agent came later",
+    ("probe", "netlink"),
+)
+SOURCE = Attribute("fabrictap.source", str, "A source of the agent, as in verbs")
+PROBE = Attribute("fabrictap.probe", str, "A BPF program of the agent")
+PROBE_METHOD = Attribute(
+    "fabrictap.probe.method", str, "How it is attached", ("fexit", "kprobe", "tracepoint", "uprobe", "none")
+)
+LOSS = Attribute("fabrictap.loss.reason", str, "What could not be counted, and why")
+TABLE = Attribute(
+    "fabrictap.table",
+    str,
+    "A bounded table of the agent",
+    ("devices", "connections", "memory_regions", "contexts", "processes", "flows", "spans"),
+)
+COMPONENT_TYPE = Attribute("otel.component.type", str, "Kind of exporter, as in otlp_grpc_metric_exporter")
+COMPONENT_NAME = Attribute("otel.component.name", str, "Name of the exporter in this process")
+CPU_MODE = Attribute("cpu.mode", str, "Where the time was spent", ("user", "system"))
+
+_PORT = (HW_ID, HW_NAME, HW_PARENT, RDMA_LINK_LAYER)
+_PROCESS = (PROCESS_PID, PROCESS_EXE)
+_PEER = (RDMA_GID, RDMA_PEER_GID, RDMA_PEER_QPN)
+_POSTS = (*_PROCESS, RDMA_DEVICE, RDMA_QPN, RDMA_QP_TYPE, RDMA_OPERATION, *_PEER, COVERAGE)
+_EXPORTER = (COMPONENT_TYPE, COMPONENT_NAME)
+
+# --- metrics: what the hardware did ---------------------------------------------------------------
+
+NETWORK_IO = Metric(
+    "hw.network.io",
+    Kind.COUNTER,
+    "By",
+    "Bytes that the port moved. InfiniBand and RoCE hardware: port_xmit_data and port_rcv_data, 4-byte "
+    "words turned into bytes. Software RDMA has no byte counter: the interface's bytes, headers and other "
+    "traffic included (rdma.counter.source=netdev)",
+    (*_PORT, IO_DIRECTION, RDMA_COUNTER_SOURCE),
+    Standard.SEMCONV,
+)
+NETWORK_PACKETS = Metric(
+    "hw.network.packets",
+    Kind.COUNTER,
+    "{packet}",
+    "Packets that the port moved",
+    (*_PORT, IO_DIRECTION, RDMA_COUNTER_SOURCE),
+    Standard.SEMCONV,
+)
+NETWORK_LIMIT = Metric(
+    "hw.network.bandwidth.limit",
+    Kind.UPDOWNCOUNTER,
+    "By/s",
+    "Link speed of the port",
+    _PORT,
+    Standard.SEMCONV,
+)
+NETWORK_UP = Metric(
+    "hw.network.up",
+    Kind.UPDOWNCOUNTER,
+    "1",
+    "1 while the port is active, else 0",
+    (*_PORT, RDMA_PORT_STATE, HW_MODEL, HW_FIRMWARE),
+    Standard.SEMCONV,
+)
+ERRORS = Metric(
+    "hw.errors",
+    Kind.COUNTER,
+    "{error}",
+    "Errors and discards that the port counted; error.type is the counter's file name",
+    (*_PORT, HW_TYPE, ERROR_TYPE, IO_DIRECTION),
+    Standard.SEMCONV,
+)
+PORT_COUNTER = Metric(
+    "rdma.port.counter",
+    Kind.COUNTER,
+    "{count}",
+    "Every other file of counters/ and hw_counters/, as the driver defines it",
+    (*_PORT, RDMA_COUNTER_NAME),
+)
+
+# --- metrics: what software asked for -------------------------------------------------------------
+
+VERBS_OPERATIONS = Metric(
+    "rdma.verbs.operations",
+    Kind.COUNTER,
+    "{operation}",
+    "Work requests posted by a process to a queue pair, by opcode",
+    _POSTS,
+)
+VERBS_IO = Metric(
+    "rdma.verbs.io",
+    Kind.COUNTER,
+    "By",
+    "Payload bytes that posted send-queue work requests ask for: the sum of their SGE lengths. "
+    "rdma_read and atomics bring bytes in (receive), all others send them out (transmit)",
+    (*_POSTS, IO_DIRECTION),
+)
+VERBS_RECEIVE_CAPACITY = Metric(
+    "rdma.verbs.receive.capacity",
+    Kind.COUNTER,
+    "By",
+    "Size of the receive buffers posted; an upper bound of what can arrive in them, not traffic",
+    _POSTS,
+)
+VERBS_SGES = Metric(
+    "rdma.verbs.sges", Kind.COUNTER, "{sge}", "Scatter/gather elements of posted work requests", _POSTS
+)
+VERBS_INLINE = Metric(
+    "rdma.verbs.inline",
+    Kind.COUNTER,
+    "{operation}",
+    "Posted work requests with IBV_SEND_INLINE: the CPU copies the payload",
+    _POSTS,
+)
+VERBS_SIGNALED = Metric(
+    "rdma.verbs.signaled",
+    Kind.COUNTER,
+    "{operation}",
+    "Posted work requests with IBV_SEND_SIGNALED; queue pairs made with sq_sig_all signal all of them",
+    _POSTS,
+)
+VERBS_MESSAGE_SIZE = Metric(
+    "rdma.verbs.message.size",
+    Kind.HISTOGRAM,
+    "By",
+    "Payload size of posted work requests; exponential histogram of scale 0 (powers of two)",
+    _POSTS,
+)
+QP_STATUS = Metric(
+    "rdma.qp.status",
+    Kind.UPDOWNCOUNTER,
+    "{qp}",
+    "1 for each live queue pair, in its current state",
+    (
+        *_PROCESS,
+        RDMA_DEVICE,
+        RDMA_PORT,
+        RDMA_QPN,
+        RDMA_QP_TYPE,
+        RDMA_QP_STATE,
+        *_PEER,
+        ORIGIN,
+        COVERAGE,
+        COVERAGE_SINCE,
+    ),
+)
+CONTEXT_COUNT = Metric(
+    "rdma.context.count",
+    Kind.UPDOWNCOUNTER,
+    "{context}",
+    "RDMA devices held open by a process",
+    (*_PROCESS, RDMA_DEVICE, ORIGIN),
+)
+MR_COUNT = Metric(
+    "rdma.memory_region.count",
+    Kind.UPDOWNCOUNTER,
+    "{memory_region}",
+    "Memory regions registered now",
+    (*_PROCESS, RDMA_DEVICE, RDMA_MR_ACCESS, RDMA_MR_REMOTE_ATOMIC),
+)
+MR_SIZE = Metric(
+    "rdma.memory_region.size",
+    Kind.UPDOWNCOUNTER,
+    "By",
+    "Memory registered now; regions that overlap are counted each",
+    (*_PROCESS, RDMA_DEVICE, RDMA_MR_ACCESS, RDMA_MR_REMOTE_ATOMIC),
+)
+CM_EVENTS = Metric(
+    "rdma.cm.events",
+    Kind.COUNTER,
+    "{event}",
+    "Events of the RDMA connection manager on this node",
+    (RDMA_CM_EVENT, ERROR_TYPE),
+)
+
+# --- metrics: the agent itself --------------------------------------------------------------------
+
+SOURCE_UP = Metric(
+    "fabrictap.source.up", Kind.UPDOWNCOUNTER, "{source}", "1 while the source delivers, else 0", (SOURCE,)
+)
+SOURCE_DURATION = Metric(
+    "fabrictap.source.sample.duration",
+    Kind.GAUGE,
+    "s",
+    "How long the last sample took, waiting for events not counted",
+    (SOURCE,),
+)
+SOURCE_ERRORS = Metric(
+    "fabrictap.source.errors",
+    Kind.COUNTER,
+    "{error}",
+    "Reads that failed: each costs its own value, nothing else",
+    (SOURCE, ERROR_TYPE),
+)
+PROBE_ATTACHED = Metric(
+    "fabrictap.probe.attached",
+    Kind.UPDOWNCOUNTER,
+    "{probe}",
+    "Attachments of each BPF program; 0 where it could not be attached",
+    (PROBE, PROBE_METHOD),
+)
+RECORDS = Metric(
+    "fabrictap.record.received", Kind.COUNTER, "{record}", "Records read from the BPF ring buffer", (SOURCE,)
+)
+LOST = Metric(
+    "fabrictap.record.lost",
+    Kind.COUNTER,
+    "{record}",
+    "What the probes saw but could not record",
+    (SOURCE, LOSS),
+)
+SERIES_COUNT = Metric("fabrictap.series.count", Kind.UPDOWNCOUNTER, "{series}", "Series exported now", ())
+SERIES_REFUSED = Metric(
+    "fabrictap.series.refused",
+    Kind.COUNTER,
+    "{series}",
+    "Series not made because limits.series was reached: the newest are refused",
+    (),
+)
+TABLE_ENTRIES = Metric(
+    "fabrictap.table.entries", Kind.UPDOWNCOUNTER, "{entry}", "Entries in a bounded table now", (TABLE,)
+)
+TABLE_EVICTED = Metric(
+    "fabrictap.table.dropped",
+    Kind.COUNTER,
+    "{entry}",
+    "Entries dropped because a table was full",
+    (TABLE,),
+)
+POINTS_EXPORTED = Metric(
+    "otel.sdk.exporter.metric_data_point.exported",
+    Kind.COUNTER,
+    "{data_point}",
+    "Metric points handed over; with error.type, those that were not",
+    (*_EXPORTER, ERROR_TYPE),
+    Standard.SEMCONV,
+)
+SPANS_EXPORTED = Metric(
+    "otel.sdk.exporter.span.exported",
+    Kind.COUNTER,
+    "{span}",
+    "Spans handed over; with error.type, those that were not",
+    (*_EXPORTER, ERROR_TYPE),
+    Standard.SEMCONV,
+)
+PROCESS_CPU = Metric(
+    "process.cpu.time", Kind.COUNTER, "s", "CPU time of the agent itself", (CPU_MODE,), Standard.SEMCONV
+)
+PROCESS_MEMORY = Metric(
+    "process.memory.usage",
+    Kind.UPDOWNCOUNTER,
+    "By",
+    "Resident memory of the agent itself",
+    (),
+    Standard.SEMCONV,
+)
+
+# --- spans ----------------------------------------------------------------------------------------
+
+_FLOW = (
+    RDMA_DEVICE,
+    RDMA_PORT,
+    RDMA_QPN,
+    RDMA_QP_TYPE,
+    RDMA_GID,
+    RDMA_PEER_GID,
+    RDMA_PEER_QPN,
+    RDMA_FLOW_ROLE,
+    IO_DIRECTION,
+    RDMA_SENDER_GID,
+    RDMA_SENDER_QPN,
+    RDMA_RECEIVER_GID,
+    RDMA_RECEIVER_QPN,
+    RDMA_PSN,
+    RDMA_MTU,
+    RDMA_FLOW_IDENTITY,
+    RDMA_FLOW_BYTES,
+    RDMA_FLOW_OPERATIONS,
+    RDMA_FLOW_OPERATION_BYTES,
+    RDMA_FLOW_OPERATION_COUNT,
+    *_PROCESS,
+    COVERAGE,
+    COVERAGE_SINCE,
+)
+FLOW_SPAN = Span(
+    "rdma.flow",
+    "One direction of one connection, from ready-to-send (sender) or ready-to-receive (receiver) to its "
+    "end. Both ends compute the same trace id from the connection's own identity, and the receiver's span "
+    "is a child of the sender's, with no propagation",
+    (*_FLOW, RDMA_FLOW_CLOSE_REASON),
+)
+FLOW_WINDOW_SPAN = Span(
+    "rdma.flow.window",
+    "What a flow moved in one window (default 60 s) while it lives; a child of this node's rdma.flow span",
+    _FLOW,
+)
+
+
+def metrics() -> Iterator[Metric]:
+    """Every metric of the catalog, in the order of this file."""
+    return (value for value in globals().values() if isinstance(value, Metric))
+
+
+def spans() -> Iterator[Span]:
+    """Every span of the catalog, in the order of this file."""
+    return (value for value in globals().values() if isinstance(value, Span))
+
+
+def attributes() -> Iterator[Attribute]:
+    """Every attribute key of the catalog, in the order of this file."""
+    return (value for value in globals().values() if isinstance(value, Attribute))

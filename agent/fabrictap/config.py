@@ -1,0 +1,367 @@
+"""The configuration: one typed tree, read strictly.
+
+Later wins: defaults, the YAML file, the standard ``OTEL_*`` variables, ``FABRICTAP_SECTION__KEY``
+variables, ``--set section.key=value``. Every mistake is a :class:`ConfigError` of one line that names
+the key, where it came from, what is wrong, and the nearest thing that would be right.
+"""
+
+from __future__ import annotations
+
+import difflib
+import os
+import re
+import types
+import typing
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+import msgspec
+import yaml
+
+from fabrictap import otelenv
+
+
+class ConfigError(Exception):
+    """A configuration that cannot be used; the message is for the person who wrote it."""
+
+
+class Duration(float):
+    """Seconds. Written as a number with a unit: ``100ms``, ``10s``, ``5m``, ``2h``, ``1d``."""
+
+
+class Size(int):
+    """Bytes. Written as a number with a unit: ``512KiB``, ``64MiB``, ``2GiB``."""
+
+
+_DURATION_UNITS = {"ms": 1e-3, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
+_SIZE_UNITS = {"B": 1, "KiB": 1 << 10, "MiB": 1 << 20, "GiB": 1 << 30, "TiB": 1 << 40}
+
+
+class Section(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
+    """Base of every part of the tree."""
+
+
+class Agent(Section):
+    log_level: Literal["debug", "info", "warning", "error"] = "info"
+
+
+class Devices(Section):
+    """Which RDMA devices this agent stands for, by name; shell patterns. ``deny`` wins."""
+
+    allow: list[str] = msgspec.field(default_factory=lambda: ["*"])
+    deny: list[str] = []
+
+
+class Infiniband(Section):
+    enabled: bool = True
+    interval: Duration = Duration(1.0)
+    sysfs: str = "/sys"
+
+
+class RdmaNetlink(Section):
+    enabled: bool = True
+    interval: Duration = Duration(10.0)
+
+
+class Verbs(Section):
+    enabled: bool = True
+    interval: Duration = Duration(1.0)
+    #: How the control path is hooked; ``auto`` takes the first of fexit, kprobe that works.
+    control: Literal["auto", "fexit", "kprobe", "off"] = "auto"
+    #: Whether posts are counted by uprobes in the provider libraries (about 1 us of the poster's CPU each).
+    data: Literal["full", "off"] = "full"
+    #: Size of the BPF ring buffer; a power of two and at least a page.
+    event_buffer: Size = Size(1 << 20)
+    #: Kernel memory for the counters of posted work: one for each process, queue pair and opcode (and
+    #: datagram peer), 32 bytes plus 176 for each CPU. Allocated at once; at most 16384 counters.
+    post_memory: Size = Size(64 << 20)
+
+
+class Sources(Section):
+    infiniband: Infiniband = msgspec.field(default_factory=Infiniband)
+    rdma_netlink: RdmaNetlink = msgspec.field(default_factory=RdmaNetlink)
+    verbs: Verbs = msgspec.field(default_factory=Verbs)
+
+
+class Limits(Section):
+    """Fixed memory: the most of each kind that the agent keeps."""
+
+    series: int = 20000
+    devices: int = 256
+    connections: int = 16384
+    memory_regions: int = 65536
+    contexts: int = 4096
+    processes: int = 4096
+    finished_spans: int = 4096
+
+
+class Flows(Section):
+    #: Length of a window span while a flow lives.
+    window: Duration = Duration(60.0)
+
+
+class Signal(Section):
+    """Where one signal goes over OTLP/gRPC. The fields are those of the OTEL_EXPORTER_OTLP_* variables."""
+
+    enabled: bool = True
+    endpoint: str = "http://localhost:4317"
+    headers: dict[str, str] = {}
+    timeout: Duration = Duration(10.0)
+    compression: Literal["gzip", "none"] = "gzip"
+    insecure: bool = False
+    certificate: str | None = None
+    client_key: str | None = None
+    client_certificate: str | None = None
+
+
+class Otlp(Section):
+    metrics: Signal = msgspec.field(default_factory=Signal)
+    traces: Signal = msgspec.field(default_factory=Signal)
+    #: Requests kept in memory while the receiver is away; the oldest go first.
+    queue: int = 64
+
+
+class File(Section):
+    """OTLP/JSON lines, one export request a line, as the Collector's otlpjsonfile receiver reads them."""
+
+    path: str | None = None
+    max_size: Size = Size(64 << 20)
+    max_files: int = 4
+
+
+class Export(Section):
+    interval: Duration = Duration(10.0)
+    otlp: Otlp = msgspec.field(default_factory=Otlp)
+    file: File = msgspec.field(default_factory=File)
+
+
+class Resource(Section):
+    service_name: str = "fabrictap"
+    attributes: dict[str, str] = {}
+
+
+class Config(Section):
+    agent: Agent = msgspec.field(default_factory=Agent)
+    devices: Devices = msgspec.field(default_factory=Devices)
+    sources: Sources = msgspec.field(default_factory=Sources)
+    limits: Limits = msgspec.field(default_factory=Limits)
+    flows: Flows = msgspec.field(default_factory=Flows)
+    export: Export = msgspec.field(default_factory=Export)
+    resource: Resource = msgspec.field(default_factory=Resource)
+
+
+def load(
+    file: str | None = None,
+    environ: Mapping[str, str] = os.environ,
+    settings: Iterable[str] = (),
+) -> Config:
+    """Read the configuration.
+
+    ``file`` is the path of a YAML file, ``settings`` are ``section.key=value`` texts. Raises
+    :class:`ConfigError`.
+    """
+    tree: dict[str, Any] = {}
+    origin: dict[str, str] = {}
+    if file is not None:
+        _merge(tree, _read_yaml(file), (), file, origin)
+    try:
+        _merge(tree, otelenv.read(environ), (), "environment", origin)
+    except otelenv.OtelVariableError as error:
+        raise ConfigError(str(error)) from None
+    for name, text in sorted(environ.items()):
+        # Every key is in a section. Kubernetes sets FABRICTAP_PORT and the like for a Service of that name.
+        if name.startswith("FABRICTAP_") and "__" in name:
+            path = name.removeprefix("FABRICTAP_").lower().split("__")
+            _put(tree, path, text, name, origin)
+    for setting in settings:
+        key, separator, text = setting.partition("=")
+        if not separator or not key:
+            raise ConfigError(f"--set {setting}: expected section.key=value, as in --set export.interval=5s")
+        _put(tree, key.split("."), text, f"--set {setting}", origin)
+    config = typing.cast(Config, _build(Config, tree, (), origin))
+    _check(config)
+    return config
+
+
+def parse_duration(text: str) -> Duration:
+    """``10s`` -> 10.0. Raises ValueError with a message that says what would be right."""
+    match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*(ms|s|m|h|d)", text.strip())
+    if match is None:
+        raise ValueError(f"expected a duration as in 500ms, 10s, 5m or 1h, got {text!r}")
+    return Duration(float(match[1]) * _DURATION_UNITS[match[2]])
+
+
+def parse_size(text: str) -> Size:
+    """``64MiB`` -> 67108864. Raises ValueError with a message that says what would be right."""
+    match = re.fullmatch(r"(\d+)\s*(B|KiB|MiB|GiB|TiB)", text.strip())
+    if match is None:
+        raise ValueError(f"expected a size as in 512KiB or 64MiB, got {text!r}")
+    return Size(int(match[1]) * _SIZE_UNITS[match[2]])
+
+
+def _read_yaml(file: str) -> dict[str, Any]:
+    try:
+        with Path(file).open(encoding="utf-8") as stream:
+            content = yaml.safe_load(stream)
+    except OSError as error:
+        raise ConfigError(f"{file}: cannot be read: {error.strerror}") from None
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"{file}: not UTF-8 text: {error.reason} at byte {error.start}") from None
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        where = f" line {mark.line + 1}, column {mark.column + 1}" if mark else ""
+        raise ConfigError(f"{file}:{where} not YAML: {getattr(error, 'problem', None) or error}") from None
+    if content is None:
+        return {}
+    if not isinstance(content, dict):
+        raise ConfigError(f"{file}: expected sections such as 'export:', got a {type(content).__name__}")
+    return content
+
+
+def _merge(
+    tree: dict[str, Any], more: Mapping[Any, Any], path: tuple[str, ...], source: str, origin: dict[str, str]
+) -> None:
+    for key, value in more.items():
+        here = (*path, str(key))
+        if isinstance(value, Mapping):
+            below = tree.get(str(key))
+            if below is None:
+                below = tree[str(key)] = {}
+            elif not isinstance(below, dict):
+                dotted = ".".join(here)
+                raise ConfigError(f"{origin[dotted]}: {dotted}: expected a section, got {below!r}")
+            _merge(below, value, here, source, origin)
+        else:
+            tree[str(key)] = value
+            origin[".".join(here)] = source
+        origin.setdefault(".".join(here), source)
+
+
+def _put(tree: dict[str, Any], path: list[str], text: str, source: str, origin: dict[str, str]) -> None:
+    """Set one key from text; ``_build`` turns the text into the key's own type."""
+    for depth, part in enumerate(path[:-1]):
+        below = tree.get(part)
+        if below is None:
+            below = tree[part] = {}
+        elif not isinstance(below, dict):
+            raise ConfigError(f"{source}: {'.'.join(path[: depth + 1])} is a value, not a section")
+        origin.setdefault(".".join(path[: depth + 1]), source)
+        tree = below
+    tree[path[-1]] = _Text(text)
+    origin[".".join(path)] = source
+
+
+class _Text(str):
+    """A value that came as text and may stand for any scalar, or a comma-separated list."""
+
+    __slots__ = ()
+
+
+def _build(
+    kind: type[Section], tree: Mapping[str, Any], path: tuple[str, ...], origin: dict[str, str]
+) -> Section:
+    """Make a section of ``kind`` from a raw tree, one key at a time, so that an error names its key."""
+    hints = typing.get_type_hints(kind)
+    values: dict[str, Any] = {}
+    for key, raw in tree.items():
+        here = (*path, key)
+        dotted = ".".join(here)
+        source = origin.get(dotted, "configuration")
+        if key not in hints:
+            near = difflib.get_close_matches(key, hints, n=1, cutoff=0.5)
+            where = ".".join(path) or "the top level"
+            hint = (
+                f"did you mean {'.'.join((*path, near[0]))}?"
+                if near
+                else f"{where} has: {', '.join(sorted(hints))}"
+            )
+            raise ConfigError(f"{source}: unknown key {dotted}; {hint}")
+        wanted = hints[key]
+        try:
+            if isinstance(wanted, type) and issubclass(wanted, Section):
+                if not isinstance(raw, Mapping):
+                    if raw is None:
+                        continue
+                    raise ValueError(f"expected a section with {', '.join(typing.get_type_hints(wanted))}")
+                values[key] = _build(wanted, raw, here, origin)
+            else:
+                values[key] = _value(wanted, raw)
+        except ValueError as error:
+            raise ConfigError(f"{source}: {dotted}: {error}") from None
+    return kind(**values)
+
+
+def _value(wanted: Any, raw: Any) -> Any:
+    if wanted is Duration:
+        return parse_duration(raw) if isinstance(raw, str) else _unitless("duration", "10s", raw)
+    if wanted is Size:
+        return parse_size(raw) if isinstance(raw, str) else _unitless("size", "64MiB", raw)
+    if raw is False and typing.get_origin(wanted) is Literal and "off" in typing.get_args(wanted):
+        return "off"  # YAML 1.1 reads a bare off as a boolean
+    text = isinstance(raw, _Text)
+    if text:
+        members = typing.get_args(wanted) if isinstance(wanted, types.UnionType) else ()
+        if type(None) in members and str(raw) in ("", "null", "none"):
+            return None
+        if typing.get_origin(wanted) is list:
+            raw = [part.strip() for part in raw.split(",") if part.strip()]
+        elif typing.get_origin(wanted) is dict:
+            try:
+                raw = otelenv.parse_pairs(raw)
+            except ValueError as error:
+                raise ValueError(f"expected key=value,key=value: {error}") from None
+        else:
+            raw = str(raw)
+    try:
+        return msgspec.convert(raw, wanted, strict=not text)
+    except msgspec.ValidationError as error:
+        message = str(error)
+        if typing.get_origin(wanted) is Literal:
+            choices = typing.get_args(wanted)
+            near = difflib.get_close_matches(str(raw), choices, n=1)
+            hint = f"; did you mean {near[0]}?" if near else ""
+            message = f"expected one of {', '.join(choices)}, got {raw!r}{hint}"
+        else:
+            message = f"{message[:1].lower()}{message[1:]}, got {raw!r}"
+        raise ValueError(message) from None
+
+
+def _unitless(what: str, example: str, raw: Any) -> Any:
+    if isinstance(raw, (int, float)) and not isinstance(raw, bool):
+        raise ValueError(f"a {what} needs a unit, as in {example}, got {raw!r}")
+    raise ValueError(f"expected a {what} as in {example}, got {raw!r}")
+
+
+def _check(config: Config) -> None:
+    """Limits that a type cannot say."""
+    sources = config.sources
+    for key, seconds, least in (
+        ("sources.infiniband.interval", sources.infiniband.interval, 0.01),
+        ("sources.rdma_netlink.interval", sources.rdma_netlink.interval, 0.1),
+        ("sources.verbs.interval", sources.verbs.interval, 0.01),
+        ("export.interval", config.export.interval, 0.1),
+        ("flows.window", config.flows.window, 1.0),
+        ("export.otlp.metrics.timeout", config.export.otlp.metrics.timeout, 0.001),
+        ("export.otlp.traces.timeout", config.export.otlp.traces.timeout, 0.001),
+    ):
+        if not least <= seconds <= 86400:
+            raise ConfigError(f"{key}: expected between {least}s and 1d, got {seconds:g}s")
+    size = sources.verbs.event_buffer
+    if not 4096 <= size <= 1 << 30 or size & (size - 1):
+        raise ConfigError(
+            f"sources.verbs.event_buffer: expected a power of two from 4KiB to 1GiB, got {size} bytes"
+        )
+    for key in Limits.__struct_fields__:
+        if not 1 <= getattr(config.limits, key) <= 1 << 24:
+            raise ConfigError(
+                f"limits.{key}: expected between 1 and {1 << 24}, got {getattr(config.limits, key)}"
+            )
+    if not 65536 <= sources.verbs.post_memory <= 1 << 34:
+        raise ConfigError(
+            f"sources.verbs.post_memory: expected from 64KiB to 16GiB, got {sources.verbs.post_memory} bytes"
+        )
+    if config.export.otlp.queue < 1:
+        raise ConfigError(f"export.otlp.queue: expected at least 1, got {config.export.otlp.queue}")
+    if config.export.file.max_files < 1 or config.export.file.max_size < 4096:
+        raise ConfigError("export.file: max_files must be at least 1 and max_size at least 4KiB")

@@ -1,0 +1,80 @@
+"""What the node uses of this folder: collect under the lock, ship outside it."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable
+
+from fabrictap.config import Config
+from fabrictap.export import resource
+from fabrictap.export.file import FileSink
+from fabrictap.export.metrics import MetricsTree
+from fabrictap.export.outbox import Outbox, Request, flush_all
+from fabrictap.export.signals import ExportStats, Signal
+from fabrictap.export.spans import SpanEncoder
+from fabrictap.export.uplink import Uplink
+from fabrictap.ledger.flows import FinishedSpan, Flows
+from fabrictap.series import SeriesTable
+
+
+class Exporter:
+    """Exports a series table and finished spans. Raises ConfigError for an endpoint that cannot be used.
+
+    In every export interval one thread calls ``collect`` under the node's lock and then ``ship`` outside
+    it. ``collect`` only copies values into messages that the exporter owns; all serializing is done by
+    ``ship``, everything that can wait for a receiver or a disk by the outboxes' threads. At the end:
+    ``collect``, ``ship``, ``flush``, ``close``.
+    """
+
+    def __init__(self, config: Config, series: SeriesTable, flows: Flows) -> None:
+        attributes = resource.attributes(config.resource)
+        self._flows = flows
+        self._tree = MetricsTree(series, attributes)
+        self._encoder = SpanEncoder(attributes)
+        self._spans: list[FinishedSpan] = []
+        self._uplink = Uplink(config.export.otlp)
+        self._file = (
+            FileSink(config.export.file, config.export.otlp.queue) if config.export.file.path else None
+        )
+        self._outboxes: dict[tuple[str, Signal], Outbox] = {
+            ("otlp_grpc", signal): outbox for signal, outbox in self._uplink.outboxes.items()
+        }
+        if self._file is not None:
+            self._outboxes |= {
+                ("otlp_json_file", signal): outbox for signal, outbox in self._file.outboxes.items()
+            }
+        self.stats = ExportStats(self._outboxes)
+        for outbox in self._outboxes.values():
+            outbox.start()
+
+    def collect(self, now_ns: int) -> None:
+        """Take over series and finished spans as they are now. Under the node's lock."""
+        self._tree.update(now_ns)
+        self._spans += self._flows.take_finished()
+
+    def ship(self) -> None:
+        """Serialize what was collected and hand it over; never waits for a receiver or a disk."""
+        spans, self._spans = self._spans, []
+        # The makers are generators: a signal that nobody wants is not serialized.
+        self._put(Signal.METRICS, self._tree.requests())
+        self._put(Signal.TRACES, self._encoder.requests(spans))
+
+    def flush(self, timeout: float) -> bool:
+        """Wait until all that was shipped is out, at most ``timeout`` seconds. True when it is."""
+        return flush_all(self._outboxes.values(), timeout)
+
+    def close(self, timeout: float = 2.0) -> None:
+        """Stop all threads, within about ``timeout`` seconds; what is still here is counted as dropped."""
+        deadline = time.monotonic() + timeout
+        self._uplink.close(timeout)
+        if self._file is not None:
+            for outbox in self._file.outboxes.values():
+                outbox.close(max(deadline - time.monotonic(), 0.1))
+            self._file.close()
+
+    def _put(self, signal: Signal, requests: Iterable[Request]) -> None:
+        outboxes = [outbox for (_, of), outbox in self._outboxes.items() if of is signal]
+        if outboxes:
+            for request in requests:
+                for outbox in outboxes:
+                    outbox.put(request)

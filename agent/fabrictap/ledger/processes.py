@@ -1,0 +1,61 @@
+"""The processes that use RDMA. A pid alone is not an identity: it is told apart by its start time."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import psutil
+
+KERNEL = "[kernel]"
+
+
+@dataclass(slots=True)
+class Process:
+    """One process. ``started`` is seconds since the epoch, None when it was gone before it could be read."""
+
+    pid: int
+    name: str
+    started: float | None
+
+
+def read(pid: int, comm: str) -> Process:
+    """What /proc says of ``pid``; ``comm`` (from the kernel's event) names a process that has gone."""
+    try:
+        process = psutil.Process(pid)
+        with process.oneshot():
+            started = process.create_time()
+            try:
+                name = process.exe().rpartition("/")[2]
+            except (psutil.AccessDenied, OSError):
+                name = ""
+            return Process(pid, name or comm or process.name(), started)
+    except (psutil.Error, OSError):
+        return Process(pid, comm or "unknown", None)
+
+
+class Processes:
+    """pid -> Process, newest kept: the oldest entry goes when the table is full."""
+
+    def __init__(self, capacity: int) -> None:
+        self.capacity = capacity
+        self.dropped = 0
+        self._processes: dict[int, Process] = {}
+
+    def __len__(self) -> int:
+        return len(self._processes)
+
+    def get(self, pid: int) -> Process | None:
+        return self._processes.get(pid)
+
+    def put(self, process: Process) -> None:
+        """Add or replace; a process that had gone before it could be read does not replace one that was."""
+        known = self._processes.get(process.pid)
+        if known is not None and process.started is None:
+            return
+        if known is None and len(self._processes) >= self.capacity:
+            del self._processes[next(iter(self._processes))]
+            self.dropped += 1
+        self._processes[process.pid] = process
+
+    def remove(self, pid: int) -> None:
+        self._processes.pop(pid, None)

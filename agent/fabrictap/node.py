@@ -1,0 +1,116 @@
+"""The agent on one node: wires sources, series, ledger, insight and export; the only place that knows all."""
+
+from __future__ import annotations
+
+import logging
+import signal
+import threading
+import time
+from types import FrameType
+
+from fabrictap.config import Config
+from fabrictap.export.exporter import Exporter
+from fabrictap.insight.inventory import Inventory
+from fabrictap.ledger import Ledger
+from fabrictap.runner import Runner
+from fabrictap.selfwatch import SelfWatch
+from fabrictap.series import SeriesTable
+from fabrictap.sources.infiniband import Infiniband
+from fabrictap.sources.rdma_netlink import RdmaNetlink
+from fabrictap.sources.verbs import Verbs
+from fabrictap.version import VERSION
+
+_log = logging.getLogger(__name__)
+_STOP_SECONDS = 5.0
+_FLUSH_SECONDS = 5.0
+
+
+class Node:
+    """One agent. ``run`` once, from the main thread."""
+
+    def __init__(self, config: Config) -> None:
+        """Raises ConfigError where the configuration cannot work here (an endpoint, a certificate)."""
+        self._config = config
+        self._lock = threading.Lock()
+        self._stop = threading.Event()
+        self.series = SeriesTable(config.limits.series)
+        self.ledger = Ledger(config)
+        self.runners = [
+            Runner(source, self._lock)
+            for wanted, source in (
+                # Netlink after verbs: its dump also makes the kernel tell the probes of older connections.
+                (config.sources.infiniband, Infiniband(config.sources.infiniband, self.series, self.ledger)),
+                (config.sources.verbs, Verbs(config.sources.verbs, self.series, self.ledger)),
+                (
+                    config.sources.rdma_netlink,
+                    RdmaNetlink(config.sources.rdma_netlink, self.series, self.ledger),
+                ),
+            )
+            if wanted.enabled
+        ]
+        self._inventory = Inventory(self.series, self.ledger)
+        self._selfwatch = SelfWatch(self.series)
+        self._exporter = Exporter(config, self.series, self.ledger.flows)
+
+    def stop(self) -> None:
+        """Ask ``run`` to end; from any thread or signal handler."""
+        self._stop.set()
+
+    def run(self, duration: float | None = None) -> None:
+        """Watch and export until SIGTERM, SIGINT or for ``duration`` seconds, then export once more."""
+
+        def on_signal(number: int, frame: FrameType | None) -> None:  # noqa: ARG001 - fixed by signal
+            self.stop()
+
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, on_signal)
+        _log.info("fabrictap %s watches; data leaves every %gs", VERSION, self._config.export.interval)
+        end = None if duration is None else time.monotonic() + duration
+        for runner in self.runners:
+            runner.start()
+            runner.settled.wait(_STOP_SECONDS)
+        next_export = time.monotonic() + self._config.export.interval
+        said_hung: set[str] = set()
+        while not self._stop.is_set():
+            wake = next_export if end is None else min(next_export, end)
+            self._stop.wait(max(0.0, wake - time.monotonic()))
+            if end is not None and time.monotonic() >= end:
+                break
+            if time.monotonic() >= next_export:
+                self._export()
+                next_export = max(next_export + self._config.export.interval, time.monotonic())
+                self._watch_for_hangs(said_hung)
+        self._end()
+
+    def _export(self) -> None:
+        with self._lock:
+            now_ns = time.time_ns()
+            self.ledger.flows.roll(now_ns)
+            self._inventory.fold(now_ns)
+            self._selfwatch.fold(self.runners, self._exporter.stats, now_ns)
+            self._exporter.collect(now_ns)
+        self._exporter.ship()
+
+    def _watch_for_hangs(self, said: set[str]) -> None:
+        for runner in self.runners:
+            name = runner.source.name
+            if (seconds := runner.hung) is not None and name not in said:
+                said.add(name)
+                _log.error("source %s hangs for %.0f s; the others go on", name, seconds)
+            elif seconds is None:
+                said.discard(name)
+
+    def _end(self) -> None:
+        _log.info("stopping")
+        for runner in self.runners:
+            runner.stop()
+        deadline = time.monotonic() + _STOP_SECONDS
+        for runner in self.runners:
+            if not runner.join(max(0.0, deadline - time.monotonic())):
+                _log.error("source %s did not stop", runner.source.name)
+        with self._lock:
+            self.ledger.flows.close_all("agent_stopped", time.time_ns())
+        self._export()
+        if not self._exporter.flush(_FLUSH_SECONDS):
+            _log.warning("not everything could be delivered before the end")
+        self._exporter.close()

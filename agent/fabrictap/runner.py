@@ -1,0 +1,110 @@
+"""Runs one source in a thread of its own, so that one bad thing stays one bad thing.
+
+A source that is unavailable, fails or hangs costs its own series. It is said once, retried with growing
+pauses and comes back by itself.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from typing import Any
+
+from fabrictap.sources import Source, SourceUnavailable
+
+_log = logging.getLogger(__name__)
+_FIRST_PAUSE = 1.0
+_LONGEST_PAUSE = 30.0
+
+
+class Runner:
+    """Drives one source. ``lock`` guards what the source folds into: the series and the ledger."""
+
+    def __init__(self, source: Source[Any], lock: threading.Lock) -> None:
+        self.source = source
+        #: Why the source does not deliver; None while it does. Starting counts as a reason.
+        self.reason: str | None = "starting"
+        #: Seconds that the last sample took, waiting for events not counted; None before the first.
+        self.duration: float | None = None
+        #: Set once the source has delivered or said why it cannot.
+        self.settled = threading.Event()
+        self._lock = lock
+        self._stop = threading.Event()
+        self._busy_since: float | None = None
+        self._thread = threading.Thread(target=self._run, name=source.name, daemon=True)
+
+    @property
+    def up(self) -> bool:
+        """Whether the source delivers: it has, and is not hung."""
+        return self.reason is None and self.hung is None
+
+    @property
+    def hung(self) -> float | None:
+        """Seconds since a call began that should have ended; None if there is none."""
+        since = self._busy_since
+        if since is None or (waited := time.monotonic() - since) <= self.source.deadline:
+            return None
+        return waited
+
+    def start(self) -> None:
+        self._thread.start()
+
+    def stop(self) -> None:
+        """Ask for a last sample and the end; returns at once."""
+        self._stop.set()
+
+    def join(self, timeout: float) -> bool:
+        """Wait for the end. False when the source hangs; its thread is then left behind."""
+        self._thread.join(timeout)
+        return not self._thread.is_alive()
+
+    def _run(self) -> None:
+        pause = _FIRST_PAUSE
+        while not self._stop.is_set():
+            try:
+                self._timed(self.source.open)
+                pause = self._deliver(pause)
+            except SourceUnavailable as error:
+                self._down(str(error))
+            except Exception as error:  # noqa: BLE001 - a fault of one source must not end the agent
+                self._down(f"{type(error).__name__}: {error}")
+                _log.error("source %s failed unexpectedly", self.source.name, exc_info=error)
+            self.source.close()
+            self._stop.wait(pause)
+            pause = min(pause * 2, _LONGEST_PAUSE)
+
+    def _deliver(self, pause: float) -> float:
+        """Sample until told to stop; returns the pause before the next try, short again after a success."""
+        while True:
+            last = self._stop.is_set()
+            began = time.monotonic()
+            sample = self._timed(self.source.sample)
+            self.duration = max(0.0, time.monotonic() - began - self.source.waited)
+            with self._lock:
+                self.source.fold(sample, time.time_ns())
+            if self.reason is not None:
+                _log.log(
+                    logging.INFO if self.reason == "starting" else logging.WARNING,
+                    "source %s delivers",
+                    self.source.name,
+                )
+                self.reason = None
+                self.settled.set()
+                pause = _FIRST_PAUSE
+            if last:
+                return pause
+            self._stop.wait(max(0.0, self.source.interval - (time.monotonic() - began)))
+
+    def _timed(self, call: Any) -> Any:
+        self._busy_since = time.monotonic()
+        try:
+            return call()
+        finally:
+            self._busy_since = None
+
+    def _down(self, reason: str) -> None:
+        if reason != self.reason:
+            _log.warning("source %s is off: %s", self.source.name, reason)
+        self.reason = reason
+        self.settled.set()

@@ -1,0 +1,43 @@
+"""What is read or listened to. Each source is one class with open, sample, fold and close.
+
+``open`` and ``sample`` may block: they run in the source's own thread and touch nothing shared.
+``fold`` puts a sample into the series and the ledger under the node's lock and must not block. A source
+knows the series, the ledger and the catalog, never an exporter. One bad thing costs its own value: a
+source that cannot work raises :class:`SourceUnavailable`, a read that fails is counted in ``errors``.
+"""
+
+from __future__ import annotations
+
+from typing import Protocol, TypeVar
+
+SampleT = TypeVar("SampleT")
+
+
+class SourceUnavailable(Exception):  # noqa: N818 - a state of the node, not a fault of the program
+    """The source cannot deliver now. The message says what is missing; the runner tries again later."""
+
+
+class Source(Protocol[SampleT]):
+    """What a runner drives. See the package's docstring for who may block where."""
+
+    name: str
+    #: Seconds between the starts of two samples.
+    interval: float
+    #: Seconds after which a sample counts as hung.
+    deadline: float
+    #: Seconds of the last sample that were spent waiting for something to happen; 0 for what is polled.
+    waited: float
+    #: Reads that failed since the start, by error type (an errno name or a short word).
+    errors: dict[str, int]
+
+    def open(self) -> None:
+        """Get ready. Raises SourceUnavailable."""
+
+    def sample(self) -> SampleT:
+        """Read once. Raises SourceUnavailable."""
+
+    def fold(self, sample: SampleT, now_ns: int) -> None:
+        """Put a sample into series and ledger. ``now_ns``: nanoseconds since the epoch."""
+
+    def close(self) -> None:
+        """Let go of everything. Safe after a failed open, and twice."""

@@ -1,0 +1,199 @@
+"""Loading and attaching the BPF objects: what the kernel refuses costs one program, with its reason kept."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from fabrictap.ext.bpf import BpfError, KernelTypes, Link, Object, RingBuffer, has_bpf_loop, possible_cpus
+from fabrictap.ext.records import LOSSES, POST_KEY_SIZE, POST_SIZE, RECORD_SIZE, sum_per_cpu
+from fabrictap.sources.providers import DATA_PATH, Place, entry
+
+_log = logging.getLogger(__name__)
+_OBJECTS = Path(__file__).parent.parent / "probes"
+#: Hook levels of the control path, best first.
+LEVELS = ("fexit", "kprobe")
+#: Programs without which the control path tells nothing worth having.
+_ESSENTIAL = ("modify_qp",)
+_MAX_POST_KEYS = 16384
+
+
+class ProbesUnavailable(Exception):  # noqa: N818 - a state of the node
+    """No program of the set could be attached; the message says why."""
+
+
+@dataclass
+class Probes:
+    """A loaded object. ``attached``: program -> attachments; ``refused``: program -> reason."""
+
+    object: Object
+    method: str
+    records: RingBuffer
+    bounded: bool = False
+    attached: dict[str, int] = field(default_factory=dict)
+    refused: dict[str, str] = field(default_factory=dict)
+    links: list[Link] = field(default_factory=list)
+
+    def losses(self) -> dict[str, int]:
+        """What could not be recorded since the load, by the catalog's fabrictap.loss.reason."""
+        losses = self.object.map("losses")
+        found = {}
+        for index, reason in enumerate(LOSSES):
+            value = losses.get(index.to_bytes(4, "little"))
+            found[reason] = sum_per_cpu(value) if value is not None else 0
+        return found
+
+    def close(self) -> None:
+        """Detach everything."""
+        for link in self.links:
+            link.close()
+        self.links.clear()
+
+
+def module_loaded(module: str) -> bool:
+    return Path("/sys/module", module).exists()
+
+
+def load_control(level: str, event_buffer: int) -> Probes:
+    """Load and attach the control path. ``level`` is one of LEVELS or auto. Raises ProbesUnavailable."""
+    if not module_loaded("ib_core"):
+        raise ProbesUnavailable("ib_core is not loaded: no RDMA driver on this node")
+    try:
+        functions = [KernelTypes(module) for module in ("ib_core", "ib_uverbs") if module_loaded(module)]
+    except BpfError as error:
+        raise ProbesUnavailable(f"the kernel has no type information for its RDMA modules: {error}") from None
+    reasons = []
+    for candidate in LEVELS if level == "auto" else (level,):
+        wanted = {}
+        missing = {}
+        for name, section in Object(str(_OBJECTS / "verbs_control.bpf.o")).programs().items():
+            if name.startswith(f"{candidate}_"):
+                function = section.partition("/")[2]
+                if any(types.has_function(function) for types in functions):
+                    wanted[name] = section
+                else:
+                    missing[name] = f"the kernel has no function {function}"
+        try:
+            probes = _load("verbs_control", wanted, candidate, event_buffer, agent_tgid=os.getpid())
+        except BpfError as error:
+            reasons.append(f"{candidate}: {error}")
+            continue
+        probes.refused.update(missing)
+        _attach_all(probes, wanted)
+        if all(f"{candidate}_{name}" in probes.attached for name in _ESSENTIAL):
+            return probes
+        reasons.append(f"{candidate}: {'; '.join(probes.refused.values())}")
+        probes.close()
+    raise ProbesUnavailable("; ".join(reasons))
+
+
+def load_connection_manager(event_buffer: int) -> Probes:
+    """Load and attach the tracepoints of rdma_cm. Raises ProbesUnavailable."""
+    wanted = {
+        name: section
+        for name, section in Object(str(_OBJECTS / "verbs_control.bpf.o")).programs().items()
+        if name.startswith("tracepoint_")
+    }
+    try:
+        if not KernelTypes("rdma_cm").has_struct("trace_event_raw_cm_event_handler"):
+            raise ProbesUnavailable("rdma_cm of this kernel has no tracepoints")
+        probes = _load("verbs_control", wanted, "tracepoint", event_buffer)
+    except BpfError as error:
+        raise ProbesUnavailable(str(error)) from None
+    _attach_all(probes, wanted)
+    return probes
+
+
+def load_data(post_memory: int, event_buffer: int, *, bounded: bool = False) -> Probes:
+    """Load the data path; nothing is attached yet. Raises ProbesUnavailable.
+
+    ``post_memory`` bounds the per-CPU map, which the kernel allocates at once. ``bounded`` takes the
+    programs for kernels without bpf_loop on any kernel.
+    """
+    bounded = bounded or not has_bpf_loop()
+    wanted = {f"{name}_bounded" if bounded else name: "uprobe" for name in DATA_PATH}
+    wanted |= {"create_ah": "uprobe", "create_ah_return": "uretprobe"}
+    entries = max(16, min(_MAX_POST_KEYS, post_memory // (POST_KEY_SIZE + POST_SIZE * possible_cpus())))
+    try:
+        probes = _load(
+            "verbs_data", wanted, "uprobe", event_buffer, configure=lambda o: o.resize("posts", entries)
+        )
+    except BpfError as error:
+        raise ProbesUnavailable(str(error)) from None
+    probes.bounded = bounded
+    return probes
+
+
+def attach_place(probes: Probes, place: Place) -> None:
+    """Attach the data path's program for one provider function; a refusal is kept in ``refused``."""
+    name = place.function
+    program = f"{name}_bounded" if probes.bounded and name in DATA_PATH else name
+    try:
+        descriptor = os.open(place.file, os.O_RDONLY | os.O_CLOEXEC)
+    except OSError as error:
+        probes.refused[program] = f"{place.file}: {error.strerror}"
+        return
+    try:
+        # Through the descriptor: the file that was looked at is the file that is probed.
+        path = f"/proc/self/fd/{descriptor}"
+        start = entry(descriptor, place.offset)
+        probes.links.append(probes.object.attach_uprobe(program, path, start.offset))
+        probes.attached[program] = probes.attached.get(program, 0) + 1
+        if name == "create_ah":
+            probes.links.append(probes.object.attach_uprobe("create_ah_return", path, place.offset, True))
+            probes.attached["create_ah_return"] = probes.attached.get("create_ah_return", 0) + 1
+        if not start.cheap:
+            _log.info("%s in %s starts with an instruction that the kernel single-steps", name, place.file)
+    except BpfError as error:
+        probes.refused[program] = str(error)
+        _log.warning("cannot count %s in %s: %s", name, place.file, error)
+    finally:
+        os.close(descriptor)
+
+
+def _load(
+    name: str,
+    wanted: Iterable[str],
+    method: str,
+    event_buffer: int,
+    configure: Callable[[Object], None] | None = None,
+    **constants: int,
+) -> Probes:
+    """Load an object with the ``wanted`` programs; one that the kernel refuses is left out."""
+    programs = set(wanted)
+    refused: dict[str, str] = {}
+    while True:
+        loading = Object(str(_OBJECTS / f"{name}.bpf.o"))
+        for program in loading.programs():
+            loading.autoload(program, program in programs)
+        loading.resize("records", event_buffer)
+        for constant, value in constants.items():
+            loading.set_constant(constant, value)
+        if configure is not None:
+            configure(loading)
+        try:
+            loading.load()
+        except BpfError as error:
+            if error.program not in programs or len(programs) == 1:
+                raise
+            programs.discard(error.program)
+            refused[error.program] = str(error)
+            continue
+        probes = Probes(loading, method, RingBuffer(loading, "records", RECORD_SIZE))
+        probes.refused.update(refused)
+        return probes
+
+
+def _attach_all(probes: Probes, wanted: Iterable[str]) -> None:
+    for name in wanted:
+        if name in probes.refused:
+            continue
+        try:
+            probes.links.append(probes.object.attach(name))
+            probes.attached[name] = 1
+        except BpfError as error:
+            probes.refused[name] = str(error)
+            _log.info("program %s is not attached: %s", name, error)

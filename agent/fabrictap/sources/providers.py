@@ -1,0 +1,104 @@
+"""Where the provider libraries keep post_send and its kin.
+
+They are reached through function pointers in ``ibv_context.ops``, in a stripped library: no symbol leads
+there. A short-lived helper process (:mod:`fabrictap.sources.provider_helper`) opens each device, reads the
+pointers and names the file and offset behind each; the agent attaches there, system-wide, by inode.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import msgspec
+
+#: Provider functions that can be counted, by the name of the BPF program.
+DATA_PATH = ("post_send", "post_recv", "post_srq_recv")
+#: endbr64: the kernel has to single-step it, at ten times the cost of an emulated instruction.
+_ENDBR64 = b"\xf3\x0f\x1e\xfa"
+# Opcodes of first instructions that the kernel emulates instead of single-stepping them
+# (branch_setup_xol_ops and push_setup_xol_ops, arch/x86/kernel/uprobes.c): push, jmp, nop; mov is
+# executed out of line without a trap where optimised. Measured on Linux 6.18.
+_CHEAP = frozenset([*range(0x50, 0x58), 0xE9, 0xEB, 0x90, 0x89, 0x8B])
+_CHEAP_REX = frozenset(range(0x50, 0x58)) | {0x89, 0x8B}
+
+
+class HelperFailed(Exception):  # noqa: N818 - a state of the node
+    """The helper could not look; the message says why."""
+
+
+class Place(msgspec.Struct, frozen=True):
+    """One function: ``file`` as mapped, ``device`` and ``inode`` as in /proc/PID/maps, byte ``offset``."""
+
+    function: str
+    file: str
+    device: str
+    inode: int
+    offset: int
+
+
+class Report(msgspec.Struct):
+    """What the helper found. ``problems``: RDMA device (or library) -> why its functions are unknown."""
+
+    places: list[Place]
+    problems: dict[str, str]
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """Where to attach. ``cheap``: the kernel need not single-step the instruction there."""
+
+    offset: int
+    cheap: bool
+
+
+def discover(timeout: float = 20.0) -> Report:
+    """Run the helper. Raises HelperFailed."""
+    command = [sys.executable, "-m", "fabrictap.sources.provider_helper"]
+    try:
+        # -P/-I are not used: the helper must import this very package.
+        done = subprocess.run(
+            command, capture_output=True, timeout=timeout, check=False, stdin=subprocess.DEVNULL
+        )
+    except subprocess.TimeoutExpired:
+        raise HelperFailed(f"opening the RDMA devices took longer than {timeout:g} s") from None
+    except OSError as error:
+        raise HelperFailed(f"cannot start {sys.executable}: {error.strerror}") from None
+    if done.returncode != 0:
+        last = done.stderr.decode("utf-8", "replace").strip().splitlines()[-1:] or ["no message"]
+        raise HelperFailed(f"the helper ended with {done.returncode}: {last[0]}")
+    try:
+        return msgspec.json.decode(done.stdout, type=Report)
+    except msgspec.MsgspecError as error:
+        raise HelperFailed(f"the helper's answer is not understood: {error}") from None
+
+
+def entry(descriptor: int, offset: int) -> Entry:
+    """The best instruction to probe at a function's start, arguments still in their registers."""
+    code = os.pread(descriptor, 16, offset)
+    if code.startswith(_ENDBR64):
+        offset, code = offset + len(_ENDBR64), code[len(_ENDBR64) :]
+    if not code:
+        return Entry(offset, False)
+    rex = 0x40 <= code[0] < 0x50
+    cheap = code[1] in _CHEAP_REX if rex and len(code) > 1 else code[0] in _CHEAP
+    return Entry(offset, cheap)
+
+
+def mapped_libraries(pid: int) -> set[tuple[str, int]]:
+    """(device, inode) of every file that a process has mapped executable. Raises OSError."""
+    found: set[tuple[str, int]] = set()
+    with open(f"/proc/{pid}/maps", encoding="utf-8", errors="replace") as maps:  # noqa: PTH123 - hot
+        for line in maps:
+            fields = line.split(None, 5)
+            if len(fields) > 5 and "x" in fields[1] and fields[4] != "0":
+                found.add((fields[3], int(fields[4])))
+    return found
+
+
+def libraries(places: Iterable[Place]) -> set[tuple[str, int]]:
+    """(device, inode) of the files in which ``places`` lie."""
+    return {(place.device, place.inode) for place in places}

@@ -1,0 +1,297 @@
+"""The source ``verbs``: queue pairs and memory from the kernel, posted work from the provider libraries.
+
+One thread waits on the BPF ring buffers and reads the counters of posted work at every tick, and at once
+when a queue pair was destroyed, so that its last posts are counted before its counters go.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from fabrictap import catalog
+from fabrictap.config import Verbs as VerbsConfig
+from fabrictap.ext.bpf import BpfError
+from fabrictap.ext.records import (
+    QP_CREATED,
+    QP_DESTROYED,
+    QP_MODIFIED,
+    Post,
+    PostKey,
+    Posts,
+    Record,
+    context_device,
+    context_key,
+    decode,
+)
+from fabrictap.ledger import Ledger
+from fabrictap.ledger.processes import Process
+from fabrictap.ledger.processes import read as read_process
+from fabrictap.series import SeriesTable
+from fabrictap.sources import SourceUnavailable, providers
+from fabrictap.sources.probes import (
+    Probes,
+    ProbesUnavailable,
+    attach_place,
+    load_connection_manager,
+    load_control,
+    load_data,
+    module_loaded,
+)
+from fabrictap.sources.verbs_control import ControlFold
+from fabrictap.sources.verbs_posts import PostFold
+
+_log = logging.getLogger(__name__)
+_REAP_SECONDS = 10.0
+
+
+@dataclass(slots=True)
+class Sample:
+    """What one wait brought. ``posts`` is None between ticks."""
+
+    records: list[Record] = field(default_factory=list)
+    posts: list[tuple[PostKey, Post, str | None]] | None = None
+    processes: list[Process] = field(default_factory=list)
+    #: pid -> since when (epoch ns) its provider library is probed; None where it is not.
+    instrumented: dict[int, int | None] = field(default_factory=dict)
+    gone: list[int] = field(default_factory=list)
+    losses: dict[str, int] = field(default_factory=dict)
+
+
+class Verbs:
+    """See the module's docstring; implements :class:`fabrictap.sources.Source`."""
+
+    name = "verbs"
+    #: Waiting is done inside ``sample``.
+    interval = 0.0
+
+    def __init__(self, config: VerbsConfig, series: SeriesTable, ledger: Ledger) -> None:
+        self.deadline = config.interval + 30.0
+        self.waited = 0.0
+        self.errors: dict[str, int] = {}
+        self._config = config
+        self._series = series
+        self._ledger = ledger
+        self._control: Probes | None = None
+        self._connection_manager: Probes | None = None
+        self._data: Probes | None = None
+        self._posts = Posts()
+        self._control_fold = ControlFold(series, ledger)
+        self._post_fold = PostFold(series, ledger)
+        #: Counter of posted work -> RDMA device; looked up once, while its context is surely still that one.
+        self._device_of: dict[bytes, str] = {}
+        self._devices: set[str] = set()
+        #: (device, inode) of a probed provider library -> since when (epoch ns).
+        self._attached: dict[tuple[str, int], int] = {}
+        self._places: set[providers.Place] = set()
+        self._known: dict[int, int | None] = {}
+        self._unresolved: set[int] = set()
+        self._next_tick = 0.0
+        self._next_reap = 0.0
+        #: Why a part does not work, by part: said once.
+        self.problems: dict[str, str] = {}
+
+    # --- in the source's own thread ---------------------------------------------------------------
+
+    def open(self) -> None:
+        if not Path("/sys/class/infiniband_verbs").exists():
+            raise SourceUnavailable(
+                "no RDMA device: ib_uverbs is not loaded (a driver such as mlx5_ib loads it)"
+            )
+        if self._config.data != "off":
+            try:
+                self._data = load_data(self._config.post_memory, self._config.event_buffer)
+            except ProbesUnavailable as error:
+                self._trouble("data path", f"{error}: posts are not counted")
+        if self._config.control != "off":
+            try:
+                self._control = load_control(self._config.control, self._config.event_buffer)
+            except ProbesUnavailable as error:
+                self._trouble("control path", f"{error}: connections are known from netlink only")
+        if self._control is None and self._data is None:
+            reasons = "; ".join(self.problems.values()) or "both paths are off in the configuration"
+            raise SourceUnavailable(reasons)
+        self._discover()
+        self._next_tick = time.monotonic() + self._config.interval
+
+    def sample(self) -> Sample:
+        sample = Sample()
+        self._post_fold.delete_retired(self._delete)
+        began = time.monotonic()
+        sample.records = self._wait(max(0.0, self._next_tick - began))
+        self.waited = time.monotonic() - began
+        tick = time.monotonic() >= self._next_tick
+        if tick:
+            self._next_tick = max(self._next_tick + self._config.interval, time.monotonic())
+            self._look_for_news()
+        if tick or any(record.kind == QP_DESTROYED for record in sample.records):
+            sample.posts = self._read_posts()
+            sample.losses = self._losses()
+        self._resolve(sample)
+        return sample
+
+    def close(self) -> None:
+        for probes in (self._control, self._connection_manager, self._data):
+            if probes is not None:
+                probes.close()
+        self._control = self._connection_manager = self._data = None
+
+    def _wait(self, seconds: float) -> list[Record]:
+        loaded = [p for p in (self._control, self._connection_manager, self._data) if p is not None]
+        try:
+            batches = [loaded[0].records.poll(int(seconds * 1000) + 1)]
+            batches += [probes.records.poll(0) for probes in loaded[1:]]
+        except BpfError as error:
+            raise SourceUnavailable(f"the BPF ring buffer cannot be read: {error}") from None
+        records = [record for batch in batches for record in decode(batch)]
+        if len(batches) > 1:
+            records.sort(key=lambda record: record.time_ns)
+        return records
+
+    def _look_for_news(self) -> None:
+        """Devices and modules may come while the agent runs."""
+        wanted = self._control is not None and "connection manager" not in self.problems
+        if wanted and self._connection_manager is None and module_loaded("rdma_cm"):
+            try:
+                self._connection_manager = load_connection_manager(self._config.event_buffer)
+            except ProbesUnavailable as error:
+                self._trouble("connection manager", str(error))
+        try:
+            devices = {path.name for path in Path("/sys/class/infiniband").iterdir()}
+        except OSError:
+            devices = set()
+        if devices - self._devices:
+            self._discover()
+        self._devices = devices
+
+    def _discover(self) -> None:
+        """Find the provider functions and attach to those that are new."""
+        if self._data is None:
+            return
+        try:
+            report = providers.discover()
+        except providers.HelperFailed as error:
+            self._trouble("providers", str(error))
+            return
+        for device, problem in report.problems.items():
+            self._trouble(f"provider of {device}", f"{problem}: its posts are not counted")
+        for place in report.places:
+            if place in self._places:
+                continue
+            self._places.add(place)
+            attach_place(self._data, place)
+            if place.function in providers.DATA_PATH:
+                self._attached.setdefault((place.device, place.inode), time.time_ns())
+
+    def _read_posts(self) -> list[tuple[PostKey, Post, str | None]]:
+        if self._data is None:
+            return []
+        counters = self._data.object.map("posts")
+        contexts = self._data.object.map("contexts")
+        found = []
+        try:
+            for keys, values, count in counters.batches():
+                for key, post in self._posts.changed(keys, values, count, counters.cpus):
+                    device = self._device_of.get(key.raw)
+                    if (
+                        device is None
+                        and (raw := contexts.get(context_key(key.context, key.pid))) is not None
+                    ):
+                        device = self._device_of[key.raw] = context_device(raw)
+                    found.append((key, post, device))
+        except BpfError as error:
+            self._count_error(error)
+        return found
+
+    def _delete(self, raw: bytes) -> None:
+        if self._data is not None:
+            self._data.object.map("posts").delete(raw)
+        self._posts.forget(raw)
+        self._device_of.pop(raw, None)
+
+    def _losses(self) -> dict[str, int]:
+        total: dict[str, int] = {}
+        for probes in (self._control, self._connection_manager, self._data):
+            if probes is not None:
+                for reason, count in probes.losses().items():
+                    total[reason] = total.get(reason, 0) + count
+                total["wrong_size"] = total.get("wrong_size", 0) + probes.records.misfits
+        return total
+
+    def _resolve(self, sample: Sample) -> None:
+        """Read /proc of the processes that are new here, and notice those that have gone."""
+        comms = {
+            record.pid: record.comm for record in sample.records if record.kind in (QP_CREATED, QP_MODIFIED)
+        }
+        comms |= {key.pid: "" for key, _, _ in sample.posts or ()}
+        comms |= dict.fromkeys(self._unresolved, "")
+        self._unresolved = set()
+        for pid, comm in comms.items():
+            if pid in self._known and self._known[pid] is not None:
+                continue
+            sample.processes.append(read_process(pid, comm))
+            self._known[pid] = sample.instrumented[pid] = self._instrumented_since(pid)
+        now = time.monotonic()
+        if now >= self._next_reap:
+            self._next_reap = now + _REAP_SECONDS
+            sample.gone = [pid for pid in self._known if not Path(f"/proc/{pid}").exists()]
+            for pid in sample.gone:
+                del self._known[pid]
+
+    def _instrumented_since(self, pid: int) -> int | None:
+        try:
+            mapped = providers.mapped_libraries(pid)
+        except OSError:
+            return None
+        since = [self._attached[library] for library in mapped if library in self._attached]
+        return min(since) if since else None
+
+    def _count_error(self, error: BpfError) -> None:
+        name = os.strerror(error.errno)
+        self.errors[name] = self.errors.get(name, 0) + 1
+
+    def _trouble(self, part: str, reason: str) -> None:
+        if self.problems.get(part) != reason:
+            self.problems[part] = reason
+            _log.warning("%s: %s", part, reason)
+
+    # --- under the node's lock --------------------------------------------------------------------
+
+    def fold(self, sample: Sample, now_ns: int) -> None:
+        for process in sample.processes:
+            self._ledger.processes.put(process)
+        self._control_fold.instrumented.update(sample.instrumented)
+        posts = self._post_fold.take(sample.posts or [])
+        offset = now_ns - time.clock_gettime_ns(time.CLOCK_MONOTONIC)
+        for record in sample.records:
+            if record.kind == QP_DESTROYED:
+                # Its last posts first: what they moved belongs to the flows that end now.
+                self._post_fold.finish(record.device, record.qpn, posts, now_ns)
+            self._control_fold.fold(record, record.time_ns + offset)
+            self._post_fold.learn(record)
+        self._post_fold.fold(posts, now_ns)
+        for pid in sample.gone:
+            self._post_fold.process_gone(pid, now_ns)
+            self._control_fold.process_gone(pid)
+        self._unresolved |= self._control_fold.cover_snapshots()
+        self._export(sample, now_ns)
+
+    def _export(self, sample: Sample, now_ns: int) -> None:
+        attributes = {catalog.SOURCE.name: self.name}
+        if sample.records:
+            self._series.series(catalog.RECORDS, attributes, now_ns).add(len(sample.records), now_ns)
+        for reason, count in sample.losses.items():
+            labels = {**attributes, catalog.LOSS.name: reason}
+            self._series.series(catalog.LOST, labels, now_ns).observe(count, now_ns)
+        if sample.posts is None:
+            return
+        for probes in (self._control, self._connection_manager, self._data):
+            if probes is None:
+                continue
+            for program in {**dict.fromkeys(probes.refused, 0), **probes.attached}:
+                labels = {catalog.PROBE.name: program, catalog.PROBE_METHOD.name: probes.method}
+                count = probes.attached.get(program, 0)
+                self._series.series(catalog.PROBE_ATTACHED, labels, now_ns).set(count, now_ns)

@@ -1,0 +1,247 @@
+"""Counters of posted work into series, joined to the connection, its process and its peer."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+from fabrictap import catalog
+from fabrictap.catalog import Metric
+from fabrictap.ext import records
+from fabrictap.ext.records import SIZE_SLOTS, Post, PostKey, Record
+from fabrictap.ledger import Ledger
+from fabrictap.ledger.connections import CONNECTED, Connection, Posted
+from fabrictap.ledger.flows import INBOUND, LOCAL
+from fabrictap.series import AttributeValue, Histogram, Series, SeriesTable
+from fabrictap.sources.verbs_control import QP_TYPES
+
+#: enum ibv_wr_opcode, libibverbs/verbs.h; 128 is a posted receive (records.h).
+OPERATIONS = {
+    0: "rdma_write",
+    1: "rdma_write_with_imm",
+    2: "send",
+    3: "send_with_imm",
+    4: "rdma_read",
+    5: "atomic_cmp_and_swp",
+    6: "atomic_fetch_and_add",
+    7: "local_inv",
+    8: "bind_mw",
+    9: "send_with_inv",
+    10: "tso",
+    11: "driver",
+    128: "recv",
+}
+_MAX_ADDRESS_HANDLES = 65536
+# The counters are read a moment before or after the records: a post may be seen before its queue pair.
+_PATIENCE = 3
+
+Moved = tuple[PostKey, Post, str]
+
+
+@dataclass(slots=True)
+class _Counter:
+    """One counter of the map. ``totals``: operations, bytes, SGEs, inline, signaled; ``sizes`` by slot."""
+
+    key: PostKey
+    device: str
+    #: Folds left to wait for the control path to tell of the queue pair.
+    patience: int
+    totals: tuple[int, ...] = (0,) * 5
+    exported: tuple[int, ...] = (0,) * 5
+    #: Operations and bytes that the connection, and so its flows, have been told of.
+    attributed: tuple[int, ...] = (0, 0)
+    #: As last read, modulo 2**32, and what has come since the last export.
+    sizes: tuple[int, ...] = (0,) * SIZE_SLOTS
+    new_sizes: list[int] = field(default_factory=lambda: [0] * SIZE_SLOTS)
+    #: What is exported, in the order of ``totals``; empty until the peer is known.
+    series: list[Series | None] = field(default_factory=list)
+    histogram: Series | None = None
+
+
+class PostFold:
+    """Holds one entry for each counter of the map, which bounds it. Under the node's lock, but for
+    :meth:`delete_retired`."""
+
+    def __init__(self, series: SeriesTable, ledger: Ledger) -> None:
+        self._series = series
+        self._ledger = ledger
+        self._counters: dict[bytes, _Counter] = {}
+        self._of_qp: dict[tuple[str, int], set[bytes]] = {}
+        self._of_pid: dict[int, set[bytes]] = {}
+        self._retired: list[bytes] = []
+        self._peer_gids: dict[int, str] = {}
+        #: Counters that are not exported yet, because their queue pair's peer is not known yet.
+        self._waiting: set[bytes] = set()
+
+    def learn(self, record: Record) -> None:
+        """Remember the peer behind an address handle; the oldest go when there are too many."""
+        if record.kind == records.AH_CREATED and record.ah_peer_gid is not None:
+            if len(self._peer_gids) >= _MAX_ADDRESS_HANDLES:
+                del self._peer_gids[next(iter(self._peer_gids))]
+            self._peer_gids[record.ah_id] = record.ah_peer_gid
+
+    def take(self, posts: list[tuple[PostKey, Post, str | None]]) -> dict[bytes, Moved]:
+        """The counters that moved, by key; those of devices that are not ours are left out."""
+        return {
+            key.raw: (key, post, device)
+            for key, post, device in posts
+            if device is not None and self._ledger.filter(device)
+        }
+
+    def finish(self, device: str, qpn: int, posts: dict[bytes, Moved], now_ns: int) -> None:
+        """A queue pair was destroyed: count its last posts, end its series, give its counters back."""
+        last = [
+            raw
+            for raw, (key, _, at) in posts.items()
+            if at == device and key.qpn == qpn and key.queue != records.QUEUE_SHARED_RECEIVE
+        ]
+        for raw in last:
+            self._count(*posts.pop(raw), now_ns, final=True)
+        for raw in list(self._of_qp.get((device, qpn), ())):
+            self._retire(raw, now_ns)
+
+    def fold(self, posts: dict[bytes, Moved], now_ns: int) -> None:
+        """Count what is left of a tick's posts."""
+        for key, post, device in posts.values():
+            self._count(key, post, device, now_ns, final=False)
+        for raw in list(self._waiting):
+            self._publish(self._counters[raw], now_ns, final=False)
+
+    def process_gone(self, pid: int, now_ns: int) -> None:
+        """End what a process left behind: shared receive queues, and all where the control path is off."""
+        for raw in list(self._of_pid.get(pid, ())):
+            self._retire(raw, now_ns)
+
+    def delete_retired(self, delete: Callable[[bytes], None]) -> None:
+        """Take ended counters out of the kernel's map. In the source's thread."""
+        while self._retired:
+            delete(self._retired.pop())
+
+    def _count(self, key: PostKey, post: Post, device: str, now_ns: int, *, final: bool) -> None:
+        counter = self._counters.get(key.raw)
+        if counter is None:
+            counter = self._counters[key.raw] = _Counter(key, device, _PATIENCE)
+            self._of_pid.setdefault(key.pid, set()).add(key.raw)
+            if key.queue != records.QUEUE_SHARED_RECEIVE:
+                self._of_qp.setdefault((device, key.qpn), set()).add(key.raw)
+        totals = (post.operations, post.bytes, post.sges, post.inlined, post.signaled)
+        for slot, (now, before) in enumerate(zip(post.sizes, counter.sizes, strict=True)):
+            counter.new_sizes[slot] += (now - before) & 0xFFFFFFFF
+        counter.totals, counter.sizes = totals, post.sizes
+        self._publish(counter, now_ns, final=final)
+
+    def _connection(self, counter: _Counter) -> Connection | None:
+        if counter.key.queue == records.QUEUE_SHARED_RECEIVE:
+            return None
+        return self._ledger.connections.get(counter.device, counter.key.qpn)
+
+    def _publish(self, counter: _Counter, now_ns: int, *, final: bool) -> None:
+        """Bring the series up to date. What is posted before a queue pair has a peer waits for it."""
+        key = counter.key
+        connection = self._connection(counter)
+        if connection is not None:
+            posted = connection.posted.setdefault(_operation(key), Posted())
+            posted.operations += counter.totals[0] - counter.attributed[0]
+            posted.bytes += counter.totals[1] - counter.attributed[1]
+            counter.attributed = counter.totals[:2]
+        if not counter.series:
+            if not final and self._must_wait(counter, connection):
+                self._waiting.add(key.raw)
+                return
+            self._make_series(counter, connection, now_ns)
+        self._waiting.discard(key.raw)
+        for series, total, exported in zip(counter.series, counter.totals, counter.exported, strict=True):
+            if series is not None:
+                series.add(total - exported, now_ns)
+        counter.exported = counter.totals
+        if counter.histogram is not None:
+            histogram = counter.histogram.value
+            if not isinstance(histogram, Histogram):
+                # Slot 1 of records.h is the bucket (2**-1, 2**0].
+                histogram = Histogram(offset=-1, buckets=[0] * (SIZE_SLOTS - 1))
+            histogram.zeros += counter.new_sizes[0]
+            for slot in range(1, SIZE_SLOTS):
+                histogram.buckets[slot - 1] += counter.new_sizes[slot]
+            histogram.count += sum(counter.new_sizes)
+            if counter.series[1] is not None and isinstance(counter.series[1].value, int):
+                histogram.sum = counter.series[1].value
+            counter.histogram.set(histogram, now_ns)
+        counter.new_sizes = [0] * SIZE_SLOTS
+
+    def _must_wait(self, counter: _Counter, connection: Connection | None) -> bool:
+        if connection is not None:
+            return connection.type in CONNECTED and connection.state in ("reset", "init")
+        counter.patience -= 1
+        return counter.patience > 0 and counter.key.queue != records.QUEUE_SHARED_RECEIVE
+
+    def _make_series(self, counter: _Counter, connection: Connection | None, now_ns: int) -> None:
+        key = counter.key
+        operation = _operation(key)
+        process = self._ledger.processes.get(key.pid)
+        exact = connection is not None and connection.coverage.kind == "exact"
+        start_ns = now_ns
+        known: dict[str, AttributeValue | None] = {
+            "process.pid": key.pid,
+            "process.executable.name": process.name if process else None,
+            "rdma.device": counter.device,
+            "rdma.qp.number": key.qpn,
+            "rdma.qp.type": QP_TYPES.get(key.qp_type, "unknown"),
+            "rdma.operation": operation,
+            "fabrictap.coverage": "exact" if exact else "since",
+        }
+        if key.queue == records.QUEUE_SHARED_RECEIVE:
+            known["rdma.qp.type"] = "srq"
+        if connection is not None:
+            known["rdma.gid"] = connection.gid
+            known["rdma.peer.gid"] = connection.peer_gid
+            known["rdma.peer.qp.number"] = connection.peer_qpn
+            start_ns = connection.created_ns if exact else connection.coverage.since_ns or now_ns
+        if key.queue == records.QUEUE_SEND and key.peer_qpn:
+            known["rdma.peer.gid"] = self._peer_gids.get(key.address_handle)
+            known["rdma.peer.qp.number"] = key.peer_qpn
+        attributes = {name: value for name, value in known.items() if value is not None}
+
+        def make(metric: Metric, **more: AttributeValue) -> Series:
+            return self._series.series(metric, {**attributes, **more}, now_ns, start_ns)
+
+        operations, sges = make(catalog.VERBS_OPERATIONS), make(catalog.VERBS_SGES)
+        if operation == "recv":
+            counter.series = [operations, make(catalog.VERBS_RECEIVE_CAPACITY), sges, None, None]
+            return
+        moved = None
+        if operation not in LOCAL:
+            direction = "receive" if operation in INBOUND else "transmit"
+            moved = make(catalog.VERBS_IO, **{catalog.IO_DIRECTION.name: direction})
+            counter.histogram = make(catalog.VERBS_MESSAGE_SIZE)
+        counter.series = [
+            operations,
+            moved,
+            sges,
+            make(catalog.VERBS_INLINE),
+            make(catalog.VERBS_SIGNALED),
+        ]
+
+    def _retire(self, raw: bytes, now_ns: int) -> None:
+        counter = self._counters.pop(raw)
+        if not counter.series:
+            self._publish(counter, now_ns, final=True)
+        for series in (*counter.series, counter.histogram):
+            if series is not None:
+                self._series.end(series)
+        self._waiting.discard(raw)
+        for index, key in ((self._of_pid, counter.key.pid), (self._of_qp, (counter.device, counter.key.qpn))):
+            _discard(index, key, raw)
+        self._retired.append(raw)
+
+
+def _operation(key: PostKey) -> str:
+    return OPERATIONS.get(key.operation, "unknown")
+
+
+def _discard(index: dict[Any, set[bytes]], key: Any, raw: bytes) -> None:
+    members = index.get(key)
+    if members is not None:
+        members.discard(raw)
+        if not members:
+            del index[key]

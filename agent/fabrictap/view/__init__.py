@@ -1,0 +1,1 @@
+"""What a person looks at: doctor, the catalog. Nothing here feeds the exporters."""

@@ -1,0 +1,73 @@
+"""The catalog in print."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+from fabrictap import catalog
+from fabrictap.catalog import Attribute
+
+
+def markdown() -> str:
+    """Metrics, spans and attributes as Markdown tables; docs/catalog.md is this."""
+    lines = ["# What fabrictap exports", "", "Made by `fabrictap catalog`.", "", "## Metrics", ""]
+    lines += ["| name | kind | unit | meaning | attributes |", "|---|---|---|---|---|"]
+    for metric in catalog.metrics():
+        lines.append(
+            f"| `{metric.name}` | {metric.kind.value} | `{metric.unit}` | {_cell(metric.description)} "
+            f"| {_names(metric.attributes)} |"
+        )
+    lines += ["", "## Spans", "", "| name | meaning | attributes |", "|---|---|---|"]
+    for span in catalog.spans():
+        lines.append(f"| `{span.name}` | {_cell(span.description)} | {_names(span.attributes)} |")
+    lines += ["", "## Attributes", "", "| name | type | meaning | values |", "|---|---|---|---|"]
+    for attribute in catalog.attributes():
+        values = ", ".join(f"`{value}`" for value in attribute.values)
+        lines.append(
+            f"| `{attribute.name}` | {attribute.type.__name__} | {_cell(attribute.meaning)} | {values} |"
+        )
+    return "\n".join(lines) + "\n"
+
+
+def as_json() -> str:
+    """The same as one JSON object with the lists metrics, spans and attributes."""
+    content: dict[str, list[dict[str, Any]]] = {
+        "metrics": [
+            {
+                "name": metric.name,
+                "kind": metric.kind.value,
+                "unit": metric.unit,
+                "description": metric.description,
+                "attributes": [attribute.name for attribute in metric.attributes],
+                "standard": metric.standard.value,
+            }
+            for metric in catalog.metrics()
+        ],
+        "spans": [
+            {
+                "name": span.name,
+                "description": span.description,
+                "attributes": [attribute.name for attribute in span.attributes],
+            }
+            for span in catalog.spans()
+        ],
+        "attributes": [
+            {
+                "name": attribute.name,
+                "type": attribute.type.__name__,
+                "meaning": attribute.meaning,
+                "values": list(attribute.values),
+            }
+            for attribute in catalog.attributes()
+        ],
+    }
+    return json.dumps(content, indent=2) + "\n"
+
+
+def _names(attributes: tuple[Attribute, ...]) -> str:
+    return ", ".join(f"`{attribute.name}`" for attribute in attributes)
+
+
+def _cell(text: str) -> str:
+    return text.replace("|", "\\|")

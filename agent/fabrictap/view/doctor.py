@@ -1,0 +1,212 @@
+"""``fabrictap doctor``: what can be seen on this node, what is missing, what that costs, how to mend it."""
+
+from __future__ import annotations
+
+import ctypes
+import json
+import os
+import platform
+import re
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from fabrictap.config import Config
+from fabrictap.ext.bpf import BpfError, KernelTypes, has_bpf_loop
+from fabrictap.ledger.devices import DeviceFilter
+from fabrictap.sources import ib_sysfs, providers
+
+
+@dataclass(frozen=True, slots=True)
+class Check:
+    """One thing looked at. ``status``: ok; missing: costs what ``cost`` says; absent: not on this node."""
+
+    what: str
+    status: str
+    found: str
+    cost: str = ""
+    fix: str = ""
+
+    @property
+    def ok(self) -> bool:
+        return self.status == "ok"
+
+
+@dataclass(frozen=True, slots=True)
+class _Capability:
+    name: str
+    number: int
+    cost: str
+
+
+# include/uapi/linux/capability.h
+_SYS_ADMIN = 21
+_CAPABILITIES = (
+    _Capability("CAP_BPF", 39, "no BPF program can be loaded: no connections, no posted bytes"),
+    _Capability("CAP_PERFMON", 38, "no BPF program can be attached: no connections, no posted bytes"),
+    _Capability(
+        "CAP_NET_ADMIN", 12, "netlink hides the owners and the memory keys of what is older than the agent"
+    ),
+    _Capability(
+        "CAP_SYS_PTRACE", 19, "processes of other users have no executable name and no exact coverage"
+    ),
+    _Capability("CAP_DAC_READ_SEARCH", 2, "libraries that only their owner may read are not probed"),
+    _Capability(
+        "CAP_SYS_RESOURCE", 24, "the limit of locked memory may refuse the BPF maps (Linux before 5.11)"
+    ),
+)
+# What CAP_SYS_ADMIN implies, and did alone before Linux 5.8.
+_IMPLIED = ("CAP_BPF", "CAP_PERFMON")
+
+
+def examine(config: Config, *, quick: bool = False) -> Iterator[Check]:
+    """All checks. ``quick`` leaves out what opens devices or the network."""
+    yield _kernel()
+    yield _btf()
+    yield from _capabilities()
+    yield from _devices(config)
+    if not quick:
+        yield from _providers()
+    yield _library("NVML", ("libnvidia-ml.so.1",), "the NVIDIA driver")
+    yield _library("DCGM", ("libdcgm.so.4", "libdcgm.so.3"), "datacenter-gpu-manager")
+
+
+def main(config: Config, *, as_json: bool) -> int:
+    """Print the checks; 1 if something is missing, else 0."""
+    checks = list(examine(config))
+    if as_json:
+        print(json.dumps([asdict(check) for check in checks], indent=2))
+    else:
+        width = max(len(check.what) for check in checks)
+        marks = {"ok": "ok     ", "missing": "MISSING", "absent": "absent "}
+        for check in checks:
+            print(f"{marks[check.status]}  {check.what:<{width}}  {check.found}")
+            for label, text in (("costs", check.cost), ("mend", check.fix)):
+                if text:
+                    print(f"{'':<{width + 11}}{label}: {text}")
+    return int(any(check.status == "missing" for check in checks))
+
+
+def _kernel() -> Check:
+    release = platform.release()
+    found = f"Linux {release} {platform.machine()}"
+    if has_bpf_loop():
+        return Check("kernel", "ok", f"{found}, with bpf_loop")
+    cost = "of a post, 64 chained work requests are counted; a longer chain is counted as lost"
+    return Check("kernel", "ok", f"{found}, no bpf_loop (or no right to ask)", cost)
+
+
+def _btf() -> Check:
+    what = "type information (BTF)"
+    if not Path("/sys/kernel/btf/vmlinux").exists():
+        return Check(
+            what,
+            "missing",
+            "/sys/kernel/btf/vmlinux does not exist",
+            "the control path cannot be hooked: connections are known from netlink only",
+            "a kernel with CONFIG_DEBUG_INFO_BTF",
+        )
+    if not Path("/sys/module/ib_core").exists():
+        return Check(what, "ok", "the kernel's; ib_core is not loaded")
+    try:
+        KernelTypes("ib_core")
+    except BpfError as error:
+        return Check(
+            what,
+            "missing",
+            f"the kernel's, but not ib_core's: {error}",
+            "the control path cannot be hooked: connections are known from netlink only",
+            "a kernel with CONFIG_DEBUG_INFO_BTF_MODULES (5.11 and later)",
+        )
+    return Check(what, "ok", "the kernel's and ib_core's")
+
+
+def _capabilities() -> Iterator[Check]:
+    status = Path("/proc/self/status").read_text(encoding="ascii", errors="replace")
+    held = next((int(line.split()[1], 16) for line in status.splitlines() if line.startswith("CapEff:")), 0)
+    old = tuple(int(part) for part in re.findall(r"\d+", platform.release())[:2]) < (5, 11)
+    for capability in _CAPABILITIES:
+        if capability.name == "CAP_SYS_RESOURCE" and not old:
+            continue
+        by_admin = capability.name in _IMPLIED and held >> _SYS_ADMIN & 1
+        if held >> capability.number & 1 or by_admin:
+            yield Check(capability.name, "ok", "held")
+        else:
+            fix = "run as root, or AmbientCapabilities= of the unit, or capabilities.add of the container"
+            yield Check(capability.name, "missing", f"not held by uid {os.geteuid()}", capability.cost, fix)
+
+
+def _devices(config: Config) -> Iterator[Check]:
+    sysfs = config.sources.infiniband.sysfs
+    wanted = DeviceFilter(config.devices.allow, config.devices.deny)
+    try:
+        found = ib_sysfs.scan(sysfs, wanted)
+    except FileNotFoundError:
+        found = ib_sysfs.Scan()
+    except OSError as error:
+        yield Check("RDMA devices", "missing", f"{error.filename}: {error.strerror}", "no port counters")
+        return
+    if found.denied:
+        yield Check("RDMA devices", "ok", f"{found.denied} left out by devices.allow and devices.deny")
+    elif not found.devices:
+        yield Check(
+            "RDMA devices",
+            "absent",
+            f"none below {sysfs}/class/infiniband",
+            "nothing to watch: no port counters, no connections, no posted bytes",
+            "load the adapter's driver (modprobe mlx5_ib); to try: rdma link add rxe0 type rxe netdev eth0",
+        )
+    for device in found.devices:
+        yield Check(f"RDMA device {device.name}", "ok", _describe(device))
+
+
+def _describe(device: ib_sysfs.DeviceTree) -> str:
+    parts = [f"driver {device.driver or 'none (software device)'}"]
+    for port in device.ports:
+        try:
+            state = ib_sysfs.parse_state(ib_sysfs.read_text(f"{port.path}/state")) or "of unknown state"
+        except OSError as error:
+            state = f"state unreadable: {error.strerror}"
+        counters = f"{len(port.files)} counters" if port.files else "no counters"
+        parts.append(
+            f"port {port.number} {state}, {port.link_layer}, {port.netdev or 'no netdev'}, {counters}"
+        )
+    return "; ".join(parts)
+
+
+def _providers() -> Iterator[Check]:
+    try:
+        report = providers.discover()
+    except providers.HelperFailed as error:
+        yield Check("provider libraries", "missing", str(error), "posted bytes are not counted")
+        return
+    for subject, problem in report.problems.items():
+        fix = "apt-get install ibverbs-providers" if subject.startswith("lib") else ""
+        yield Check(f"provider of {subject}", "missing", problem, "its posted bytes are not counted", fix)
+    for place in report.places:
+        found = f"{place.file} + {place.offset:#x}"
+        cost = ""
+        try:
+            with Path(place.file).open("rb") as file:
+                if not providers.entry(file.fileno(), place.offset).cheap:
+                    cost = "its first instruction is single-stepped by the kernel: about 9 us a call"
+        except OSError as error:
+            yield Check(place.function, "missing", f"{found}: {error.strerror}", "its calls are not counted")
+            continue
+        yield Check(place.function, "ok", found, cost)
+
+
+def _library(what: str, names: tuple[str, ...], package: str) -> Check:
+    for name in names:
+        try:
+            ctypes.CDLL(name)
+        except OSError:
+            continue
+        return Check(what, "ok", f"{name} is there; this version does not read GPUs yet")
+    return Check(
+        what,
+        "absent",
+        f"{' and '.join(names)} cannot be loaded",
+        "no GPU is watched (this version watches RDMA only)",
+        f"install {package}",
+    )

@@ -1,0 +1,73 @@
+#!/usr/bin/env bash
+# The one list of system packages (names as in Debian 12 and Ubuntu 22.04 and later).
+#
+#   packages.sh            prints the names
+#   packages.sh install    installs what is missing, where that is allowed; otherwise says how
+set -euo pipefail
+
+required=(
+    # the agent and its compiled parts
+    build-essential    # C compiler for the Cython modules
+    clang              # compiles the BPF programs
+    llvm               # llvm-strip takes what is not BTF out of them
+    libbpf-dev         # loads them
+    libelf-dev         # libbpf reads ELF files with it
+    zlib1g-dev         # and this compresses sections in them
+    pkg-config         # finds these three
+    python3-dev        # Python's headers
+    python3-venv       # .venv
+    # the tests that need RDMA: a VM with Soft-RoCE
+    qemu-system-x86    # runs it, with or without KVM
+    busybox-static     # boots it
+    kmod               # modprobe in it, depmod for its kernel
+    iproute2           # ip and rdma
+    procps             # sysctl, pgrep
+    rdma-core          # configuration of the verbs library
+    ibverbs-providers  # the verbs library's drivers: rxe, mlx5, efa ...
+    ibverbs-utils      # ibv_devices, ibv_*_pingpong
+    rdmacm-utils       # rping
+    perftest           # ib_write_bw and its family
+    libibverbs-dev     # headers for the test programs in C
+)
+# Not everywhere, and not needed to build or to test.
+optional=(
+    bpftool            # to look at loaded programs and maps; in linux-tools on Ubuntu
+)
+
+if [[ ${1:-} != install ]]; then
+    printf '%s\n' "${required[@]}" "${optional[@]}"
+    exit 0
+fi
+
+if ! command -v dpkg-query >/dev/null || ! command -v apt-get >/dev/null; then
+    echo "setup: no apt here; install what these Debian packages hold: ${required[*]}" >&2
+    exit 0 # what is really missing fails where it is used
+fi
+
+installed() { [[ $(dpkg-query -W -f '${db:Status-Status}' "$1" 2>/dev/null) == installed ]]; }
+
+missing=()
+for package in "${required[@]}"; do
+    installed "$package" || missing+=("$package")
+done
+extra=()
+for package in "${optional[@]}"; do
+    installed "$package" || extra+=("$package")
+done
+((${#missing[@]})) || exit 0
+
+if [[ $(id -u) != 0 ]]; then
+    echo "setup: packages are missing. As root: apt-get install --no-install-recommends ${missing[*]}" >&2
+    exit 1
+fi
+export DEBIAN_FRONTEND=noninteractive
+install() { apt-get -qq -o DPkg::Lock::Timeout=300 -o Dpkg::Use-Pty=0 install --no-install-recommends -y "$@" >/dev/null; }
+echo "setup: apt-get install ${missing[*]}"
+apt-get -qq -o DPkg::Lock::Timeout=300 update
+install "${missing[@]}" || {
+    echo "setup: apt-get could not install ${missing[*]}; what it says stands above" >&2
+    exit 1
+}
+for package in "${extra[@]}"; do
+    if apt-cache show "$package" >/dev/null 2>&1; then install "$package" || true; fi
+done

@@ -1,0 +1,47 @@
+"""One VM for all tests that need it: booted when the first asks, with the two RDMA devices set up."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Iterator
+
+import pytest
+
+from support import require
+from vm.harness import Machine, MissingError
+
+# What runs inside the guest, and what QEMU itself needs: (program, Debian package).
+PROGRAMS = (
+    ("qemu-system-x86_64", "qemu-system-x86"),
+    ("busybox", "busybox-static"),
+    ("modprobe", "kmod"),
+    ("rdma", "iproute2"),
+    ("ibv_rc_pingpong", "ibverbs-utils"),
+    ("rping", "rdmacm-utils"),
+    ("ib_write_bw", "perftest"),
+)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        if "machine" in getattr(item, "fixturenames", ()):
+            item.add_marker("vm")
+
+
+@pytest.fixture(scope="session")
+def machine() -> Iterator[Machine]:
+    """The running VM; skips where the machine lacks what it is made of (REQUIRE=vm makes that a failure)."""
+    path = os.environ.get("PATH", "") + ":/usr/sbin:/sbin"
+    packages = [package for program, package in PROGRAMS if shutil.which(program, path=path) is None]
+    require("vm", not packages, f"apt-get install {' '.join(packages)}")
+    vm = Machine()
+    try:
+        vm.__enter__()
+    except MissingError as error:
+        require("vm", False, str(error))
+    try:
+        vm.devices()
+        yield vm
+    finally:
+        vm.close()

@@ -49,6 +49,8 @@ class Inventory:
             put(catalog.MR_SIZE, attributes, size)
         for key, series in self._live.items():
             if key not in live:
+                # What is no more is 0 once: a queue pair that changed its state is not counted twice.
+                series.set(0, now_ns)
                 self._series.end(series)
         self._live = live
         self._tables(now_ns)

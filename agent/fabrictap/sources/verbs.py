@@ -1,7 +1,8 @@
 """The source ``verbs``: queue pairs and memory from the kernel, posted work from the provider libraries.
 
 One thread waits on the BPF ring buffers and reads the counters of posted work at every tick, and at once
-when a queue pair was destroyed, so that its last posts are counted before its counters go.
+when a queue pair was destroyed, reset or failed, so that its last posts are counted before its flows end and
+its counters go.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from fabrictap import catalog
 from fabrictap.config import Verbs as VerbsConfig
 from fabrictap.ext.bpf import BpfError
 from fabrictap.ext.records import (
+    CONTEXT_OPENED,
     QP_CREATED,
     QP_DESTROYED,
     QP_MODIFIED,
@@ -41,11 +43,13 @@ from fabrictap.sources.probes import (
     load_data,
     module_loaded,
 )
-from fabrictap.sources.verbs_control import ControlFold
+from fabrictap.sources.verbs_control import ControlFold, ends_flows
 from fabrictap.sources.verbs_posts import PostFold
 
 _log = logging.getLogger(__name__)
 _REAP_SECONDS = 10.0
+#: Records from which a process becomes known.
+_NEW_PROCESS = (CONTEXT_OPENED, QP_CREATED, QP_MODIFIED)
 
 
 @dataclass(slots=True)
@@ -59,6 +63,8 @@ class Sample:
     instrumented: dict[int, int | None] = field(default_factory=dict)
     gone: list[int] = field(default_factory=list)
     losses: dict[str, int] = field(default_factory=dict)
+    #: The probes were loaded anew before this sample: their counters start at 0.
+    anew: bool = False
 
 
 class Verbs:
@@ -89,6 +95,7 @@ class Verbs:
         self._places: set[providers.Place] = set()
         self._known: dict[int, int | None] = {}
         self._unresolved: set[int] = set()
+        self._anew = False
         self._next_tick = 0.0
         self._next_reap = 0.0
         #: Why a part does not work, by part: said once.
@@ -118,7 +125,8 @@ class Verbs:
         self._next_tick = time.monotonic() + self._config.interval
 
     def sample(self) -> Sample:
-        sample = Sample()
+        sample = Sample(anew=self._anew)
+        self._anew = False
         self._post_fold.delete_retired(self._delete)
         began = time.monotonic()
         sample.records = self._wait(max(0.0, self._next_tick - began))
@@ -127,7 +135,7 @@ class Verbs:
         if tick:
             self._next_tick = max(self._next_tick + self._config.interval, time.monotonic())
             self._look_for_news()
-        if tick or any(record.kind == QP_DESTROYED for record in sample.records):
+        if tick or any(ends_flows(record) for record in sample.records):
             sample.posts = self._read_posts()
             sample.losses = self._losses()
         self._resolve(sample)
@@ -138,6 +146,12 @@ class Verbs:
             if probes is not None:
                 probes.close()
         self._control = self._connection_manager = self._data = None
+        # What comes next is loaded, attached and counted from the beginning.
+        self._posts = Posts()
+        for learned in (self._device_of, self._places, self._attached, self._known, self._devices):
+            learned.clear()
+        self.problems.pop("connection manager", None)
+        self._anew = True
 
     def _wait(self, seconds: float) -> list[Record]:
         loaded = [p for p in (self._control, self._connection_manager, self._data) if p is not None]
@@ -223,9 +237,7 @@ class Verbs:
 
     def _resolve(self, sample: Sample) -> None:
         """Read /proc of the processes that are new here, and notice those that have gone."""
-        comms = {
-            record.pid: record.comm for record in sample.records if record.kind in (QP_CREATED, QP_MODIFIED)
-        }
+        comms = {record.pid: record.comm for record in sample.records if record.kind in _NEW_PROCESS}
         comms |= {key.pid: "" for key, _, _ in sample.posts or ()}
         comms |= dict.fromkeys(self._unresolved, "")
         self._unresolved = set()
@@ -261,15 +273,20 @@ class Verbs:
     # --- under the node's lock --------------------------------------------------------------------
 
     def fold(self, sample: Sample, now_ns: int) -> None:
+        if sample.anew:
+            self._post_fold.restart(now_ns)
         for process in sample.processes:
             self._ledger.processes.put(process)
         self._control_fold.instrumented.update(sample.instrumented)
+        self._post_fold.probed_since_ns = max(self._attached.values(), default=None)
         posts = self._post_fold.take(sample.posts or [])
         offset = now_ns - time.clock_gettime_ns(time.CLOCK_MONOTONIC)
         for record in sample.records:
             if record.kind == QP_DESTROYED:
                 # Its last posts first: what they moved belongs to the flows that end now.
                 self._post_fold.finish(record.device, record.qpn, posts, now_ns)
+            elif ends_flows(record):
+                self._post_fold.settle(record.device, record.qpn, posts, now_ns)
             self._control_fold.fold(record, record.time_ns + offset)
             self._post_fold.learn(record)
         self._post_fold.fold(posts, now_ns)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+
 from fabrictap import catalog
 from fabrictap.ext import records
 from fabrictap.ext.records import Record
@@ -11,6 +13,7 @@ from fabrictap.ledger.memory import MemoryRegion
 from fabrictap.ledger.processes import KERNEL
 from fabrictap.series import SeriesTable
 
+_log = logging.getLogger(__name__)
 #: enum ib_qp_type, include/rdma/ib_verbs.h. SMI and GSI queue pairs carry management traffic only.
 QP_TYPES = {2: "rc", 3: "uc", 4: "ud", 8: "raw_packet", 9: "xrc_ini", 10: "xrc_tgt", 0xFF: "driver"}
 _MANAGEMENT = (0, 1)
@@ -81,6 +84,7 @@ class ControlFold:
         elif kind == records.CONTEXT_CLOSED:
             self._ledger.contexts.closed(record.device, record.pid)
         elif kind == records.DEVICE_REMOVED:
+            _log.info("RDMA device %s is leaving", record.device)
             self._leaving.add(record.device)
 
     def cover_snapshots(self) -> set[int]:
@@ -189,6 +193,14 @@ class ControlFold:
         if record.kind == records.CM_EVENT and record.cm_status:
             attributes[catalog.ERROR_TYPE.name] = str(record.cm_status)
         self._series.series(catalog.CM_EVENTS, attributes, time_ns).add(1, time_ns)
+
+
+def ends_flows(record: Record) -> bool:
+    """Whether a queue pair's flows end with this record: it is destroyed, reset, or in error."""
+    if record.kind == records.QP_MODIFIED:
+        moved = record.qp_result == 0 and record.qp_mask & _MASK_STATE
+        return bool(moved) and _state(record.qp_state) in ("reset", "err")
+    return record.kind == records.QP_DESTROYED
 
 
 def _state(number: int) -> str:

@@ -11,7 +11,7 @@ from fabrictap.catalog import Metric
 from fabrictap.ext import records
 from fabrictap.ext.records import SIZE_SLOTS, Post, PostKey, Record
 from fabrictap.ledger import Ledger
-from fabrictap.ledger.connections import CONNECTED, Connection, Posted
+from fabrictap.ledger.connections import CONNECTED, Connection, Coverage, Posted
 from fabrictap.ledger.flows import INBOUND, LOCAL
 from fabrictap.series import AttributeValue, Histogram, Series, SeriesTable
 from fabrictap.sources.verbs_control import QP_TYPES
@@ -70,6 +70,10 @@ class PostFold:
         self._of_qp: dict[tuple[str, int], set[bytes]] = {}
         self._of_pid: dict[int, set[bytes]] = {}
         self._retired: list[bytes] = []
+        #: Counters that are not ours to export, with their device where it is known: kept to be deleted.
+        self._ignored: dict[bytes, tuple[PostKey, str | None]] = {}
+        #: When the last provider library was probed, nanoseconds since the epoch.
+        self.probed_since_ns: int | None = None
         self._peer_gids: dict[int, str] = {}
         #: Counters that are not exported yet, because their queue pair's peer is not known yet.
         self._waiting: set[bytes] = set()
@@ -83,48 +87,71 @@ class PostFold:
 
     def take(self, posts: list[tuple[PostKey, Post, str | None]]) -> dict[bytes, Moved]:
         """The counters that moved, by key; those of devices that are not ours are left out."""
-        return {
-            key.raw: (key, post, device)
-            for key, post, device in posts
-            if device is not None and self._ledger.filter(device)
-        }
+        moved: dict[bytes, Moved] = {}
+        for key, post, device in posts:
+            if device is not None and self._ledger.filter(device):
+                moved[key.raw] = (key, post, device)
+            elif key.raw not in self._counters:
+                self._ignored[key.raw] = (key, device)
+                self._index(key, device)
+        return moved
+
+    def settle(self, device: str, qpn: int, posts: dict[bytes, Moved], now_ns: int) -> None:
+        """The flows of a queue pair are about to end: what it has posted until now belongs to them."""
+        self._count_all(device, qpn, posts, now_ns, final=False)
 
     def finish(self, device: str, qpn: int, posts: dict[bytes, Moved], now_ns: int) -> None:
         """A queue pair was destroyed: count its last posts, end its series, give its counters back."""
-        last = [
-            raw
-            for raw, (key, _, at) in posts.items()
-            if at == device and key.qpn == qpn and key.queue != records.QUEUE_SHARED_RECEIVE
-        ]
-        for raw in last:
-            self._count(*posts.pop(raw), now_ns, final=True)
+        self._count_all(device, qpn, posts, now_ns, final=True)
         for raw in list(self._of_qp.get((device, qpn), ())):
             self._retire(raw, now_ns)
 
     def fold(self, posts: dict[bytes, Moved], now_ns: int) -> None:
         """Count what is left of a tick's posts."""
+        for raw in self._waiting - posts.keys():
+            self._publish(self._counters[raw], now_ns, final=False)
         for key, post, device in posts.values():
             self._count(key, post, device, now_ns, final=False)
-        for raw in list(self._waiting):
-            self._publish(self._counters[raw], now_ns, final=False)
 
     def process_gone(self, pid: int, now_ns: int) -> None:
         """End what a process left behind: shared receive queues, and all where the control path is off."""
         for raw in list(self._of_pid.get(pid, ())):
             self._retire(raw, now_ns)
 
+    def restart(self, now_ns: int) -> None:
+        """The kernel's map is a new one: end everything that counted what was in the old."""
+        for raw in [*self._counters, *self._ignored]:
+            self._retire(raw, now_ns)
+        self._retired.clear()
+
     def delete_retired(self, delete: Callable[[bytes], None]) -> None:
         """Take ended counters out of the kernel's map. In the source's thread."""
         while self._retired:
             delete(self._retired.pop())
 
+    def _count_all(
+        self, device: str, qpn: int, posts: dict[bytes, Moved], now_ns: int, *, final: bool
+    ) -> None:
+        """Count the posts of one queue pair, and take them out of ``posts``."""
+        own = [
+            raw
+            for raw, (key, _, at) in posts.items()
+            if at == device and key.qpn == qpn and key.queue != records.QUEUE_SHARED_RECEIVE
+        ]
+        for raw in own:
+            self._count(*posts.pop(raw), now_ns, final=final)
+
+    def _index(self, key: PostKey, device: str | None) -> None:
+        self._of_pid.setdefault(key.pid, set()).add(key.raw)
+        if device is not None and key.queue != records.QUEUE_SHARED_RECEIVE:
+            self._of_qp.setdefault((device, key.qpn), set()).add(key.raw)
+
     def _count(self, key: PostKey, post: Post, device: str, now_ns: int, *, final: bool) -> None:
         counter = self._counters.get(key.raw)
         if counter is None:
             counter = self._counters[key.raw] = _Counter(key, device, _PATIENCE)
-            self._of_pid.setdefault(key.pid, set()).add(key.raw)
-            if key.queue != records.QUEUE_SHARED_RECEIVE:
-                self._of_qp.setdefault((device, key.qpn), set()).add(key.raw)
+            self._ignored.pop(key.raw, None)
+            self._index(key, device)
         totals = (post.operations, post.bytes, post.sges, post.inlined, post.signaled)
         for slot, (now, before) in enumerate(zip(post.sizes, counter.sizes, strict=True)):
             counter.new_sizes[slot] += (now - before) & 0xFFFFFFFF
@@ -140,17 +167,26 @@ class PostFold:
         """Bring the series up to date. What is posted before a queue pair has a peer waits for it."""
         key = counter.key
         connection = self._connection(counter)
-        if connection is not None:
+        if not counter.series and not final and self._must_wait(counter, connection):
+            self._waiting.add(key.raw)
+            return
+        # What is posted in INIT belongs to the flow that opens at RTR, whenever the counter was read.
+        early = (
+            not final
+            and connection is not None
+            and connection.type in CONNECTED
+            and connection.state == "init"
+        )
+        if connection is not None and not early:
             posted = connection.posted.setdefault(_operation(key), Posted())
             posted.operations += counter.totals[0] - counter.attributed[0]
             posted.bytes += counter.totals[1] - counter.attributed[1]
             counter.attributed = counter.totals[:2]
+            if connection.coverage.kind == "control_only" and self.probed_since_ns is not None:
+                connection.coverage = self._coverage(connection, self.probed_since_ns)
         if not counter.series:
-            if not final and self._must_wait(counter, connection):
-                self._waiting.add(key.raw)
-                return
             self._make_series(counter, connection, now_ns)
-        self._waiting.discard(key.raw)
+        (self._waiting.add if early else self._waiting.discard)(key.raw)
         for series, total, exported in zip(counter.series, counter.totals, counter.exported, strict=True):
             if series is not None:
                 series.add(total - exported, now_ns)
@@ -168,6 +204,17 @@ class PostFold:
                 histogram.sum = counter.series[1].value
             counter.histogram.set(histogram, now_ns)
         counter.new_sizes = [0] * SIZE_SLOTS
+
+    @staticmethod
+    def _coverage(connection: Connection, since_ns: int) -> Coverage:
+        """A process may end before its libraries can be looked at; that it posted says that they are probed."""
+        if (
+            connection.origin == "probe"
+            and connection.state != "unknown"
+            and connection.created_ns >= since_ns
+        ):
+            return Coverage("exact")
+        return Coverage("since", max(since_ns, connection.created_ns))
 
     def _must_wait(self, counter: _Counter, connection: Connection | None) -> bool:
         if connection is not None:
@@ -223,15 +270,18 @@ class PostFold:
         ]
 
     def _retire(self, raw: bytes, now_ns: int) -> None:
-        counter = self._counters.pop(raw)
-        if not counter.series:
+        counter = self._counters.pop(raw, None)
+        if counter is None:
+            key, device = self._ignored.pop(raw)
+        else:
+            key, device = counter.key, counter.device
             self._publish(counter, now_ns, final=True)
-        for series in (*counter.series, counter.histogram):
-            if series is not None:
-                self._series.end(series)
-        self._waiting.discard(raw)
-        for index, key in ((self._of_pid, counter.key.pid), (self._of_qp, (counter.device, counter.key.qpn))):
-            _discard(index, key, raw)
+            for series in (*counter.series, counter.histogram):
+                if series is not None:
+                    self._series.end(series)
+            self._waiting.discard(raw)
+        _discard(self._of_pid, key.pid, raw)
+        _discard(self._of_qp, (device, key.qpn), raw)
         self._retired.append(raw)
 
 

@@ -176,7 +176,8 @@ cdef class Object:
             program = libbpf.bpf_object__next_program(self._object, program)
             if program is NULL:
                 return found
-            found[libbpf.bpf_program__name(program).decode()] = libbpf.bpf_program__section_name(program).decode()
+            name = libbpf.bpf_program__name(program).decode("utf-8", "replace")
+            found[name] = libbpf.bpf_program__section_name(program).decode("utf-8", "replace")
 
     cdef libbpf.bpf_program *_program(self, str name) except NULL:
         cdef bytes encoded = name.encode()
@@ -194,7 +195,9 @@ cdef class Object:
 
     def autoload(self, str name, bint load):
         """Whether :meth:`load` loads the program ``name``. Before load."""
-        libbpf.bpf_program__set_autoload(self._program(name), load)
+        cdef int error = libbpf.bpf_program__set_autoload(self._program(name), load)
+        if error:
+            raise BpfError(f"autoload {name}: the object is loaded", -error)
 
     def resize(self, str name, uint32_t entries):
         """Set the capacity of the map ``name``: entries, or bytes of a ring buffer. Before load."""
@@ -276,7 +279,9 @@ cdef class Object:
         return _link(link, self)
 
     def map(self, str name):
-        """The map ``name`` of a loaded object."""
+        """The map ``name``. After load."""
+        if not self.loaded and self._map(name) is not NULL:
+            raise BpfError(f"map {name}: the object is not loaded", errno.EBADF)
         return _map_of(self._map(name), self)
 
 
@@ -383,6 +388,8 @@ cdef class RingBuffer:
 
     def __cinit__(self, Object owner, str map_name, size_t record_size, size_t records=4096):
         cdef int fd = libbpf.bpf_map__fd(owner._map(map_name))
+        if not owner.loaded:
+            raise BpfError(f"ring buffer {map_name}: the object is not loaded", errno.EBADF)
         self._object = owner
         self._batch.record_size = record_size
         self._batch.capacity = record_size * records
@@ -409,12 +416,21 @@ cdef class RingBuffer:
         return self._batch.misfits
 
     def poll(self, int timeout_ms):
-        """Wait up to ``timeout_ms`` for records and return them as bytes, oldest first; may be empty."""
+        """Wait up to ``timeout_ms`` for records and return them as bytes, oldest first; may be empty.
+
+        Whatever was recorded before the call is among them, unless the batch is full: on a starved CPU the
+        kernel's wake-up can be late, so what is there is taken in any case.
+        """
         cdef int error
         with nogil:
-            error = libbpf.ring_buffer__poll(self._buffer, timeout_ms)
+            error = libbpf.ring_buffer__poll(self._buffer, timeout_ms) if timeout_ms > 0 else 0
+            if (error >= 0 or error == -c_errno.EINTR) and not self._full():
+                error = libbpf.ring_buffer__consume(self._buffer)
         if error < 0 and error != -c_errno.EINTR and error != -c_errno.ENOBUFS:
             raise BpfError("read ring buffer", -error)
         batch = (<char *>self._batch.data)[: self._batch.used]
         self._batch.used = 0
         return batch
+
+    cdef bint _full(self) noexcept nogil:
+        return self._batch.used + self._batch.record_size > self._batch.capacity

@@ -60,6 +60,7 @@ cdef extern from "<bpf/libbpf.h>" nogil:
     ring_buffer *ring_buffer__new(int map_fd, ring_buffer_sample_fn sample_cb, void *ctx, const void *opts)
     void ring_buffer__free(ring_buffer *rb)
     int ring_buffer__poll(ring_buffer *rb, int timeout_ms)
+    int ring_buffer__consume(ring_buffer *rb)
 
 
 cdef extern from "<bpf/bpf.h>" nogil:

@@ -137,6 +137,11 @@ class Verbs:
             self._look_for_news()
         if tick or any(ends_flows(record) for record in sample.records):
             sample.posts = self._read_posts()
+            # A queue pair is recorded before its first post: with what has come meanwhile, all are known.
+            late = self._wait(0)
+            if any(ends_flows(record) for record in late):
+                sample.posts += self._read_posts()
+            sample.records += late
             sample.losses = self._losses()
         self._resolve(sample)
         return sample
@@ -289,7 +294,8 @@ class Verbs:
                 self._post_fold.settle(record.device, record.qpn, posts, now_ns)
             self._control_fold.fold(record, record.time_ns + offset)
             self._post_fold.learn(record)
-        self._post_fold.fold(posts, now_ns)
+        if sample.posts is not None:
+            self._post_fold.fold(posts, now_ns)
         for pid in sample.gone:
             self._post_fold.process_gone(pid, now_ns)
             self._control_fold.process_gone(pid)

@@ -13,6 +13,8 @@ T       ?= tests
 REQUIRE ?=
 ARGS    ?=
 SCRIPT  ?=
+# Which measurements make bench takes (uprobe counters export); all by default.
+B       ?=
 
 export REQUIRE
 # Programs beside the tests are run as `python tests/vm/x.py` and import each other as the tests do.
@@ -25,7 +27,7 @@ endif
 
 BUILD_INPUTS := setup.py pyproject.toml $(shell find probes ext -type f \( -name '*.bpf.c' -o -name '*.h' -o -name '*.pyx' -o -name '*.pxd' -o -name 'fold.c' \) 2>/dev/null)
 
-.PHONY: help setup packages demo run test lint format bench vm clean
+.PHONY: help setup packages demo run test collector lint format bench vm clean
 
 help: ## this list
 	@echo 'make TARGET [VARIABLE=value ...]'
@@ -41,8 +43,14 @@ demo: setup ## what fabrictap sees, shown on two RDMA devices in a VM
 run: setup ## the agent on this machine: make run ARGS='--config my.yaml'
 	@$(BIN)/fabrictap run $(ARGS)
 
-test: lint ## lint, then the tests: T=tests/unit, REQUIRE=all (see docs), ARGS='-k name'
+test: lint collector ## lint, then the tests: T=tests/unit, REQUIRE=all (see docs), ARGS='-k name'
 	@$(BIN)/python -m pytest $(T) $(ARGS)
+
+# The OpenTelemetry Collector for the end-to-end tests, kept in the cache; without Go they are skipped.
+collector: setup
+ifneq (,$(filter tests tests/ tests/e2e%,$(T)))
+	@tests/e2e/collector/build.sh >/dev/null || echo 'setup: no Collector: its tests are skipped, or fail with REQUIRE=collector'
+endif
 
 lint: setup ## ruff and mypy
 	@$(BIN)/ruff check .
@@ -53,8 +61,8 @@ format: setup ## let ruff put the sources in order
 	@$(BIN)/ruff check --fix .
 	@$(BIN)/ruff format .
 
-bench: setup ## measurements: make bench ARGS='...'
-	@$(BIN)/python -m bench $(ARGS)
+bench: setup ## measurements against peers: all, or a part as in make bench B=counters
+	@$(BIN)/python -m bench $(B) $(ARGS)
 
 vm: setup ## a shell in the VM with its two RDMA devices; make vm SCRIPT=path runs a script there
 	@$(BIN)/python tests/vm/shell.py $(SCRIPT) $(ARGS)

@@ -1,67 +1,133 @@
-"""The command line: commands only, each importing what it needs."""
+"""The command line: commands only, each importing what it needs.
+
+Nothing is imported here that is not needed to say what is wrong with an option, so that a signal in the
+first moments meets as little as possible.
+"""
 
 from __future__ import annotations
 
 import argparse
-import logging
+import difflib
 import os
 import sys
 from collections.abc import Sequence
-from typing import NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
-from fabrictap.config import Config, ConfigError, load, parse_duration
 from fabrictap.version import VERSION
 
+if TYPE_CHECKING:
+    from types import FrameType
+
+    from fabrictap.config import Config
+
 _USAGE_ERROR = 2
+_SOFTWARE_ERROR = 70
+_INTERRUPTED = 130
 
 
 class _Parser(argparse.ArgumentParser):
+    """One line for each mistake, with what was probably meant."""
+
     def error(self, message: str) -> NoReturn:
-        print(f"{self.prog}: {message}; see {self.prog} --help", file=sys.stderr)
+        _complain(f"{self.prog}: {message}{' See' if message.endswith('?') else '; see'} {self.prog} --help")
         raise SystemExit(_USAGE_ERROR)
+
+    def unknown(self, argument: str) -> NoReturn:
+        """End with a word about an argument that no command knows."""
+        if not argument.startswith("-"):
+            self.error(f"unexpected argument {argument!r}")
+        near = difflib.get_close_matches(argument.partition("=")[0], self._option_string_actions, n=1)
+        self.error(f"unknown option {argument}" + (f", did you mean {near[0]}?" if near else ""))
+
+    def _check_value(self, action: argparse.Action, value: Any) -> None:
+        if action.choices is not None and value not in action.choices:
+            choices = [str(choice) for choice in action.choices]
+            near = difflib.get_close_matches(str(value), choices, n=1)
+            hint = f"did you mean {near[0]}?" if near else f"expected one of {', '.join(choices)}"
+            what = action.option_strings[0] if action.option_strings else "unknown command"
+            raise argparse.ArgumentError(None, f"{what} {value!r}: {hint}")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run one command; returns its exit code: 0, 1 for a finding, 2 for a mistake in what was asked."""
-    options = _parser().parse_args(arguments)
+    """Run one command; returns its exit code.
+
+    0, 1 where something was found missing or could not be written, 2 for a mistake in what was asked, 70
+    (EX_SOFTWARE) for a fault of fabrictap itself.
+    """
+    try:
+        try:
+            return _run_command(arguments)
+        finally:
+            # Here and not at the interpreter's end, where a reader that has gone is an ugly message.
+            if sys.stdout is not None:
+                sys.stdout.flush()
+    except BrokenPipeError:
+        # The reader (head, less) has seen enough.
+        _drop_stdout()
+        return 0
+    except KeyboardInterrupt:
+        return _INTERRUPTED
+    except OSError as error:
+        _drop_stdout()
+        what = error.filename or "the output cannot be written"
+        _complain(f"fabrictap: {what}: {error.strerror or error}")
+        return 1
+    except Exception as error:
+        if os.environ.get("FABRICTAP_TRACEBACK"):
+            raise
+        _complain(
+            f"fabrictap: this should not have happened: {type(error).__name__}: {error}; "
+            "please report it with what FABRICTAP_TRACEBACK=1 in the environment adds"
+        )
+        return _SOFTWARE_ERROR
+
+
+def _run_command(arguments: Sequence[str] | None) -> int:
+    parser = _parser()
+    options, rest = parser.parse_known_args(arguments)
+    if rest:
+        options.parser.unknown(rest[0])
+    from fabrictap.config import ConfigError
+
     try:
         return int(options.command(options))
     except ConfigError as error:
-        print(f"fabrictap: {error}", file=sys.stderr)
+        _complain(f"fabrictap: {error}")
         return _USAGE_ERROR
-    except BrokenPipeError:
-        # The reader (head, less) has seen enough.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 0
 
 
 def _parser() -> argparse.ArgumentParser:
     parser = _Parser(
         prog="fabrictap",
         description="A tap for the GPU interconnect traffic that skips the host CPU.",
+        allow_abbrev=False,
     )
-    commands = parser.add_subparsers(metavar="COMMAND", required=True)
+    parser.add_argument("--version", action="version", version=f"fabrictap {VERSION}")
+    parser.set_defaults(parser=parser, command=_no_command)
+    commands = parser.add_subparsers(metavar="COMMAND")
 
-    run = commands.add_parser("run", help="watch this node and export over OpenTelemetry")
+    def add(name: str, does: str, command: Any) -> argparse.ArgumentParser:
+        made: argparse.ArgumentParser = commands.add_parser(
+            name, help=does, description=f"{does[:1].upper()}{does[1:]}.", allow_abbrev=False
+        )
+        made.set_defaults(parser=made, command=command)
+        return made
+
+    run = add("run", "watch this node and export over OpenTelemetry", _run)
     _configuration(run)
     run.add_argument("--duration", metavar="TIME", help="stop after this time, as in 30s")
-    run.set_defaults(command=_run)
 
-    check = commands.add_parser("check-config", help="read the configuration, print what is in force")
+    check = add("check-config", "read the configuration, print what is in force", _check_config)
     _configuration(check)
-    check.set_defaults(command=_check_config)
 
-    doctor = commands.add_parser("doctor", help="say what can be seen on this node, what not, and why")
+    doctor = add("doctor", "say what can be seen on this node, what not, and why", _doctor)
     _configuration(doctor)
     doctor.add_argument("--json", action="store_true", help="as JSON")
-    doctor.set_defaults(command=_doctor)
 
-    catalog = commands.add_parser("catalog", help="print every metric, span and attribute")
+    catalog = add("catalog", "print every metric, span and attribute", _catalog)
     catalog.add_argument("--format", choices=("markdown", "json"), default="markdown")
-    catalog.set_defaults(command=_catalog)
 
-    version = commands.add_parser("version", help="print the version")
-    version.set_defaults(command=_version)
+    add("version", "print the version", _version)
     return parser
 
 
@@ -78,10 +144,29 @@ def _configuration(parser: argparse.ArgumentParser) -> None:
 
 
 def _load(options: argparse.Namespace) -> Config:
+    from fabrictap.config import load
+
     return load(options.config, os.environ, options.settings)
 
 
+def _no_command(options: argparse.Namespace) -> NoReturn:
+    parser: _Parser = options.parser
+    parser.error("which command? One of run, check-config, doctor, catalog, version")
+
+
 def _run(options: argparse.Namespace) -> int:
+    import signal
+
+    def leave(number: int, frame: FrameType | None) -> NoReturn:  # noqa: ARG001 - fixed by signal
+        raise SystemExit(0)
+
+    # Until the node takes over there is nothing to hand in: asked to stop, it stops.
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, leave)
+    import logging
+
+    from fabrictap.config import ConfigError, parse_duration
+
     config = _load(options)
     duration = None
     if options.duration is not None:
@@ -94,23 +179,32 @@ def _run(options: argparse.Namespace) -> int:
         format="%(asctime)s %(levelname)-7s %(message)s",
         stream=sys.stderr,
     )
+    # A log that nobody can read any more must not fill what is left of it with tracebacks.
+    logging.raiseExceptions = False
     from fabrictap.node import Node
     from fabrictap.view import doctor
 
     log = logging.getLogger("fabrictap")
     node = Node(config)
-    for check in doctor.examine(config, quick=True):
-        if not check.ok:
-            log.warning("%s: %s; %s", check.what, check.found, check.cost)
+    for level, text in doctor.summary(config):
+        log.log(level, text)
     node.run(duration)
+    # All is handed in. The interpreter's own end takes a moment, in which a second Ctrl-C changes nothing.
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, signal.SIG_IGN)
     return 0
 
 
 def _check_config(options: argparse.Namespace) -> int:
-    import msgspec
     import yaml
 
-    print(yaml.safe_dump(msgspec.to_builtins(_load(options)), sort_keys=False), end="")
+    from fabrictap.config import as_written
+    from fabrictap.export.uplink import Uplink
+
+    config = _load(options)
+    # Whether the endpoints can be used is found out where they are used; nothing is connected by that.
+    Uplink(config.export.otlp).close(0)
+    print(yaml.safe_dump(as_written(config), sort_keys=False), end="")
     return 0
 
 
@@ -130,6 +224,18 @@ def _catalog(options: argparse.Namespace) -> int:
 def _version(options: argparse.Namespace) -> int:  # noqa: ARG001 - every command is called alike
     print(f"fabrictap {VERSION}")
     return 0
+
+
+def _complain(line: str) -> None:
+    if sys.stderr is not None:
+        print(line, file=sys.stderr)
+
+
+def _drop_stdout() -> None:
+    """Let what is still buffered go nowhere, instead of failing once more at the interpreter's end."""
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, sys.stdout.fileno())
+    os.close(nowhere)
 
 
 if __name__ == "__main__":

@@ -67,8 +67,8 @@ class RdmaNetlink(Section):
 class Verbs(Section):
     enabled: bool = True
     interval: Duration = Duration(1.0)
-    #: How the control path is hooked; ``auto`` takes the first of fexit, kprobe that works.
-    control: Literal["auto", "fexit", "kprobe", "off"] = "auto"
+    #: How the control path is hooked; ``auto`` takes the first of fexit, kprobe, syscall that works.
+    control: Literal["auto", "fexit", "kprobe", "syscall", "off"] = "auto"
     #: Whether posts are counted by uprobes in the provider libraries (about 1 us of the poster's CPU each).
     data: Literal["full", "off"] = "full"
     #: Size of the BPF ring buffer; a power of two and at least a page.
@@ -178,7 +178,9 @@ def load(
         key, separator, text = setting.partition("=")
         if not separator or not key:
             raise ConfigError(f"--set {setting}: expected section.key=value, as in --set export.interval=5s")
-        _put(tree, key.split("."), text, f"--set {setting}", origin)
+        # Headers carry credentials, and a message may end in a log.
+        said = f"{key}=***" if "headers" in key else setting
+        _put(tree, key.split("."), text, f"--set {said}", origin)
     config = typing.cast(Config, _build(Config, tree, (), origin))
     _check(config)
     return config
@@ -198,6 +200,28 @@ def parse_size(text: str) -> Size:
     if match is None:
         raise ValueError(f"expected a size as in 512KiB or 64MiB, got {text!r}")
     return Size(int(match[1]) * _SIZE_UNITS[match[2]])
+
+
+def as_written(config: Config) -> dict[str, Any]:
+    """The configuration as a file could hold it, units and all; header values as ``***``."""
+    tree: dict[str, Any] = _written(config)
+    for signal in tree["export"]["otlp"].values():
+        if isinstance(signal, dict):
+            signal["headers"] = dict.fromkeys(signal["headers"], "***")
+    return tree
+
+
+def _written(value: Any) -> Any:
+    if isinstance(value, Section):
+        return {name: _written(getattr(value, name)) for name in value.__struct_fields__}
+    if isinstance(value, Duration):
+        scales = sorted(_DURATION_UNITS.items(), key=lambda item: -item[1])
+        unit, scale = next((u for u in scales if value and value / u[1] == int(value / u[1])), ("ms", 1e-3))
+        return f"{value / scale:.12g}{unit}"
+    if isinstance(value, Size):
+        unit, size = next(u for u in reversed(_SIZE_UNITS.items()) if value % u[1] == 0)
+        return f"{value // size}{unit}"
+    return value
 
 
 def _read_yaml(file: str) -> dict[str, Any]:

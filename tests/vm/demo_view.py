@@ -187,7 +187,7 @@ class Screen:
         else:
             self.notice(
                 f"The port sent {megabytes(on_wire.sent_bytes - payload)} more than the data: headers of "
-                f"{on_wire.sent_packets:,} packets, and what had to be sent again because a CPU was late."
+                f"{on_wire.sent_packets:,} packets, and what Soft-RoCE had to send again."
             )
 
     def table(self, header: Sequence[str], rows: Sequence[Sequence[str]], right: Sequence[int] = ()) -> None:

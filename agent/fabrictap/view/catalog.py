@@ -8,15 +8,22 @@ from typing import Any
 from fabrictap import catalog
 from fabrictap.catalog import Attribute
 
+_INTRODUCTION = (
+    "Made by `fabrictap catalog`; `fabrictap catalog --format json` has the same for programs.",
+    "",
+    "Counters and UpDownCounters are cumulative sums. An attribute that cannot be known is absent, never",
+    "empty or guessed, and so is a metric. A series ends with a point flagged *no recorded value*.",
+)
+
 
 def markdown() -> str:
     """Metrics, spans and attributes as Markdown tables; docs/catalog.md is this."""
-    lines = ["# What fabrictap exports", "", "Made by `fabrictap catalog`.", "", "## Metrics", ""]
-    lines += ["| name | kind | unit | meaning | attributes |", "|---|---|---|---|---|"]
+    lines = ["# What fabrictap exports", "", *_INTRODUCTION, "", "## Metrics", ""]
+    lines += ["| name | kind | unit | meaning | attributes | defined by |", "|---|---|---|---|---|---|"]
     for metric in catalog.metrics():
         lines.append(
             f"| `{metric.name}` | {metric.kind.value} | `{metric.unit}` | {_cell(metric.description)} "
-            f"| {_names(metric.attributes)} |"
+            f"| {_names(metric.attributes)} | {metric.standard.value} |"
         )
     lines += ["", "## Spans", "", "| name | meaning | attributes |", "|---|---|---|"]
     for span in catalog.spans():

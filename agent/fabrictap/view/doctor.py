@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import json
+import logging
 import os
 import platform
 import re
@@ -15,6 +16,7 @@ from fabrictap.config import Config
 from fabrictap.ext.bpf import BpfError, KernelTypes, has_bpf_loop
 from fabrictap.ledger.devices import DeviceFilter
 from fabrictap.sources import ib_sysfs, providers
+from fabrictap.version import VERSION
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,6 +44,14 @@ class _Capability:
 # include/uapi/linux/capability.h
 _SYS_ADMIN = 21
 _CAPABILITIES = (
+    # Measured on 6.1: bpf_btf_get_fd_by_id (type information of modules) and perf_event_open of a uprobe ask
+    # for it whatever else is held; Debian, with kernel.perf_event_paranoid above 2, for all probes.
+    _Capability(
+        "CAP_SYS_ADMIN",
+        _SYS_ADMIN,
+        "kernels such as 6.1 then refuse probes in libraries (no posted bytes) and fentry, and with "
+        "kernel.perf_event_paranoid above 2 kprobes as well (no connections)",
+    ),
     _Capability("CAP_BPF", 39, "no BPF program can be loaded: no connections, no posted bytes"),
     _Capability("CAP_PERFMON", 38, "no BPF program can be attached: no connections, no posted bytes"),
     _Capability(
@@ -67,24 +77,55 @@ def examine(config: Config, *, quick: bool = False) -> Iterator[Check]:
     yield from _devices(config)
     if not quick:
         yield from _providers()
-    yield _library("NVML", ("libnvidia-ml.so.1",), "the NVIDIA driver")
-    yield _library("DCGM", ("libdcgm.so.4", "libdcgm.so.3"), "datacenter-gpu-manager")
+    yield _gpus()
 
 
 def main(config: Config, *, as_json: bool) -> int:
     """Print the checks; 1 if something is missing, else 0."""
     checks = list(examine(config))
+    missing = sum(check.status == "missing" for check in checks)
     if as_json:
         print(json.dumps([asdict(check) for check in checks], indent=2))
+        return int(missing > 0)
+    width = max(len(check.what) for check in checks)
+    marks = {"ok": "ok     ", "missing": "MISSING", "absent": "absent "}
+    for check, following in zip(checks, [*checks[1:], None], strict=True):
+        print(f"{marks[check.status]}  {check.what:<{width}}  {check.found}")
+        # What mends several in a row is said once, below the last.
+        fix = "" if following is not None and following.fix == check.fix else check.fix
+        for label, text in (("costs", check.cost), ("mend", fix)):
+            if text:
+                print(f"{'':<{width + 11}}{label}: {text}")
+    print()
+    print(f"{missing} missing: each costs what stands below it." if missing else "Nothing is missing.")
+    return int(missing > 0)
+
+
+def summary(config: Config) -> Iterator[tuple[int, str]]:
+    """What the agent is about to watch and where it sends it: a few lines, each with its logging level."""
+    yield logging.INFO, f"fabrictap {VERSION} (pid {os.getpid()}) on Linux {platform.release()}"
+    costs: dict[tuple[str, str], list[str]] = {}
+    for check in examine(config, quick=True):
+        if check.status == "missing":
+            costs.setdefault((check.found, check.cost), []).append(check.what)
+        elif check.status == "absent" and check.what == "RDMA devices":
+            yield logging.INFO, f"  RDMA devices: {check.found}; one that comes later will be watched"
+        elif check.what.startswith(("RDMA device", "GPUs")):
+            yield logging.INFO, f"  {check.what}: {check.found}"
+    for (found, cost), names in costs.items():
+        yield logging.WARNING, f"  missing: {', '.join(names)} ({found}): {cost}"
+    otlp = config.export.otlp
+    signals: dict[str, list[str]] = {}
+    for name, signal in (("metrics", otlp.metrics), ("traces", otlp.traces)):
+        if signal.enabled:
+            signals.setdefault(signal.endpoint, []).append(name)
+    ways = [f"{' and '.join(names)} to {endpoint}" for endpoint, names in signals.items()]
+    if config.export.file.path is not None:
+        ways.append(f"all to the file {config.export.file.path}")
+    if ways:
+        yield logging.INFO, f"  exports every {config.export.interval:g}s: {'; '.join(ways)}"
     else:
-        width = max(len(check.what) for check in checks)
-        marks = {"ok": "ok     ", "missing": "MISSING", "absent": "absent "}
-        for check in checks:
-            print(f"{marks[check.status]}  {check.what:<{width}}  {check.found}")
-            for label, text in (("costs", check.cost), ("mend", check.fix)):
-                if text:
-                    print(f"{'':<{width + 11}}{label}: {text}")
-    return int(any(check.status == "missing" for check in checks))
+        yield logging.WARNING, "  exports nothing: export.otlp is off and export.file.path is not set"
 
 
 def _kernel() -> Check:
@@ -121,9 +162,14 @@ def _btf() -> Check:
     return Check(what, "ok", "the kernel's and ib_core's")
 
 
-def _capabilities() -> Iterator[Check]:
+def _held() -> int:
+    """The effective capabilities of this process, one bit each."""
     status = Path("/proc/self/status").read_text(encoding="ascii", errors="replace")
-    held = next((int(line.split()[1], 16) for line in status.splitlines() if line.startswith("CapEff:")), 0)
+    return next((int(line.split()[1], 16) for line in status.splitlines() if line.startswith("CapEff:")), 0)
+
+
+def _capabilities() -> Iterator[Check]:
+    held = _held()
     old = tuple(int(part) for part in re.findall(r"\d+", platform.release())[:2]) < (5, 11)
     for capability in _CAPABILITIES:
         if capability.name == "CAP_SYS_RESOURCE" and not old:
@@ -196,17 +242,16 @@ def _providers() -> Iterator[Check]:
         yield Check(place.function, "ok", found, cost)
 
 
-def _library(what: str, names: tuple[str, ...], package: str) -> Check:
-    for name in names:
-        try:
-            ctypes.CDLL(name)
-        except OSError:
-            continue
-        return Check(what, "ok", f"{name} is there; this version does not read GPUs yet")
-    return Check(
-        what,
-        "absent",
-        f"{' and '.join(names)} cannot be loaded",
-        "no GPU is watched (this version watches RDMA only)",
-        f"install {package}",
-    )
+def _gpus() -> Check:
+    found = []
+    for names in (("libnvidia-ml.so.1",), ("libdcgm.so.4", "libdcgm.so.3")):
+        for name in names:
+            try:
+                ctypes.CDLL(name)
+            except OSError:
+                continue
+            found.append(name)
+            break
+    if found:
+        return Check("GPUs", "absent", f"not watched by this version, though {' and '.join(found)} is there")
+    return Check("GPUs", "absent", "not watched by this version; no NVML and no DCGM here either")

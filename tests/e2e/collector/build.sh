@@ -35,6 +35,7 @@ if [[ -x $target/otelcol ]]; then
     exit 0
 fi
 
+PATH=$PATH:/usr/local/go/bin # where Go's own archive puts it
 if ! command -v go >/dev/null; then
     say "Go $needed or later is needed to build the Collector, and there is no go in PATH."
     exit 3

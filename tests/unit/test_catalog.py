@@ -1,0 +1,137 @@
+"""The catalog: one name one meaning, and nothing in the code that it does not know."""
+
+import ast
+import json
+import re
+from pathlib import Path
+
+import pytest
+
+import fabrictap
+from fabrictap import catalog
+from fabrictap.catalog import Kind, Standard
+from fabrictap.ext import records
+from fabrictap.ledger.memory import REMOTE_ATOMIC, REMOTE_READ, REMOTE_WRITE, MemoryRegion
+from fabrictap.sources import probes, rdma_reconcile, verbs_control, verbs_posts
+from fabrictap.view import catalog as view
+
+PACKAGE = Path(fabrictap.__file__).parent
+ROOT = Path(__file__).parents[2]
+NAME = re.compile(r"(rdma|hw|fabrictap|process|network|otel|cpu|error)(\.[a-z][a-z0-9_]*)+")
+#: UCUM as the semantic conventions use it: bytes, seconds, ratios, and annotations of things in the singular.
+UNIT = re.compile(r"By|s|1|By/s|\{[a-z_]+\}")
+
+
+def test_names_are_unique_and_written_as_the_conventions_want():
+    for things in (catalog.metrics(), catalog.spans()):
+        names = [thing.name for thing in things]
+        assert len(names) == len(set(names)) > 0
+        assert all(NAME.fullmatch(name) for name in names)
+
+
+def test_an_attribute_has_one_meaning():
+    attributes = list(catalog.attributes())
+    assert len({attribute.name for attribute in attributes}) == len(attributes)
+    used = {a.name: a for thing in (*catalog.metrics(), *catalog.spans()) for a in thing.attributes}
+    assert all(any(attribute is known for known in attributes) for attribute in used.values())
+    assert set(used) == {attribute.name for attribute in attributes}, "an attribute that nothing has"
+
+
+@pytest.mark.parametrize("thing", [*catalog.metrics(), *catalog.spans()], ids=lambda thing: thing.name)
+def test_nothing_has_an_attribute_twice_or_no_meaning(thing):
+    names = [attribute.name for attribute in thing.attributes]
+    assert len(names) == len(set(names))
+    assert thing.description[0].isupper() or thing.description[0].isdigit()
+    assert not thing.description.endswith(".")
+
+
+@pytest.mark.parametrize("metric", [*catalog.metrics()], ids=lambda metric: metric.name)
+def test_a_metric_has_a_unit_of_the_conventions_and_none_in_its_name(metric):
+    assert UNIT.fullmatch(metric.unit), metric.unit
+    assert not re.search(r"_(bytes|seconds|total|count)$", metric.name)
+    if metric.kind is Kind.COUNTER:
+        assert metric.unit != "1"
+
+
+def test_what_the_conventions_define_is_marked_so():
+    # Of these name spaces nothing is ours.
+    for metric in catalog.metrics():
+        theirs = metric.name.startswith(("hw.", "process.", "otel."))
+        assert (metric.standard is Standard.SEMCONV) == theirs, metric.name
+
+
+def test_closed_sets_are_what_the_code_says():
+    operations = set(catalog.RDMA_OPERATION.values)
+    assert set(verbs_posts.OPERATIONS.values()) | {"unknown"} == operations
+    types = set(catalog.RDMA_QP_TYPE.values)
+    assert set(verbs_control.QP_TYPES.values()) | {"srq", "unknown"} == types
+    assert set(rdma_reconcile._TYPES.values()) | {"srq", "unknown"} == types
+    assert set(verbs_control.QP_STATES) | {"unknown"} == set(catalog.RDMA_QP_STATE.values)
+    assert set(probes.LEVELS) <= set(catalog.PROBE_METHOD.values)
+    accesses = {
+        MemoryRegion("d", 1, 1, None, None, 1, access).remote_access
+        for access in (None, 0, 1, REMOTE_READ, REMOTE_WRITE, REMOTE_READ | REMOTE_WRITE, REMOTE_ATOMIC)
+    }
+    assert accesses == set(catalog.RDMA_MR_ACCESS.values)
+    if catalog.LOSS.values:
+        assert set(records.LOSSES) <= set(catalog.LOSS.values)
+
+
+def strings(path):
+    return (
+        (node.lineno, node.value)
+        for node in ast.walk(ast.parse(path.read_text()))
+        if isinstance(node, ast.Constant) and isinstance(node.value, str)
+    )
+
+
+def test_the_code_uses_no_name_that_the_catalog_does_not_have():
+    known = {thing.name for thing in (*catalog.metrics(), *catalog.spans(), *catalog.attributes())}
+    modules = {
+        ".".join(path.relative_to(PACKAGE.parent).with_suffix("").parts) for path in PACKAGE.rglob("*.py")
+    }
+    for folder in ("sources", "ledger", "insight"):
+        for path in (PACKAGE / folder).glob("*.py"):
+            for line, text in strings(path):
+                if NAME.fullmatch(text) and text not in modules:
+                    assert text in known, f"{path.name}:{line}: {text}"
+
+
+def test_no_part_writes_the_name_of_a_flow_attribute_that_the_span_does_not_have():
+    names = {attribute.name for attribute in catalog.FLOW_SPAN.attributes}
+    flows = {text for _, text in strings(PACKAGE / "ledger" / "flows.py") if NAME.fullmatch(text)}
+    assert flows - {catalog.FLOW_SPAN.name, catalog.FLOW_WINDOW_SPAN.name} <= names
+
+
+# --- in print -------------------------------------------------------------------------------------
+
+
+def rows(markdown, title):
+    """First cells of the table below a heading."""
+    section = markdown.split(f"\n## {title}\n")[1].split("\n## ")[0]
+    return [line.split("`")[1] for line in section.splitlines() if line.startswith("| `")]
+
+
+def test_markdown_and_json_list_the_same():
+    markdown, data = view.markdown(), json.loads(view.as_json())
+    for title in ("Metrics", "Spans", "Attributes"):
+        assert rows(markdown, title) == [thing["name"] for thing in data[title.lower()]]
+    for metric in data["metrics"]:
+        line = next(line for line in markdown.splitlines() if line.startswith(f"| `{metric['name']}` |"))
+        for text in (metric["kind"], f"`{metric['unit']}`", metric["description"], metric["standard"]):
+            assert text in line
+        assert all(f"`{name}`" in line for name in metric["attributes"])
+
+
+def test_every_row_of_a_table_has_as_many_cells_as_its_head():
+    width = 0
+    for line in view.markdown().splitlines():
+        cells = len(re.findall(r"(?<!\\)\|", line))
+        if line.startswith("|"):
+            assert width in (0, cells), line
+        width = cells if line.startswith("|") else 0
+
+
+def test_the_page_in_docs_is_current():
+    page = (ROOT / "docs" / "catalog.md").read_text()
+    assert page == view.markdown(), "run: fabrictap catalog > docs/catalog.md"

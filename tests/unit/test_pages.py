@@ -1,0 +1,55 @@
+"""README.md and docs/: what they say of configuration, links and flow ids is so."""
+
+import re
+from pathlib import Path
+
+import pytest
+import yaml
+
+from fabrictap import config
+from fabrictap.ledger.flows import FlowId
+
+ROOT = Path(__file__).parents[2]
+PAGES = [ROOT / "README.md", *(ROOT / "docs").glob("*.md")]
+
+
+def keys(tree, path=()):
+    """Dotted key -> default of every leaf, as written; ``attributes`` and ``headers`` are leaves."""
+    for key, value in tree.items():
+        if isinstance(value, dict) and value:
+            yield from keys(value, (*path, key))
+        else:
+            yield ".".join((*path, key)), value
+
+
+def test_the_operators_page_has_every_key_with_its_default():
+    documented = {}
+    for line in (ROOT / "docs" / "operator.md").read_text().splitlines():
+        if match := re.match(r"\| `([a-z_.{},]+)` \| `(.*?)` \| .+ \|$", line):
+            key, default = match.groups()
+            head, brace, rest = key.partition("{")
+            names, _, tail = rest.partition("}")
+            for name in names.split(",") if brace else [""]:
+                documented[f"{head}{name}{tail}" if brace else key] = yaml.safe_load(default)
+    assert documented == dict(keys(config.as_written(config.Config())))
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_links_between_pages_lead_somewhere(page):
+    def anchors(file):
+        titles = re.findall(r"^#+ (.+)$", file.read_text(), re.MULTILINE)
+        return {re.sub(r"[^a-z0-9 _-]", "", title.lower()).replace(" ", "-") for title in titles}
+
+    for target in re.findall(r"\]\(([^)]+)\)", page.read_text()):
+        file, _, anchor = target.partition("#")
+        if not file.startswith("http"):
+            there = (page.parent / file).resolve() if file else page
+            assert there.exists(), target
+            assert not anchor or anchor in anchors(there), target
+
+
+def test_the_test_vector_of_flow_ids_is_right():
+    flow = FlowId.of("::ffff:10.9.0.2", 17, "::ffff:10.9.0.1", 17, 235940)
+    page = (ROOT / "docs" / "developer.md").read_text()
+    for part in (flow.trace_id, flow.sender_span_id, flow.receiver_span_id):
+        assert part.hex() in page

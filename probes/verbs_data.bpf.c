@@ -6,79 +6,14 @@
  *
  * Posts are counted per process, context, queue pair and opcode in a per-CPU map. A uprobe may be preempted
  * by another one on its CPU, so counters are added atomically and no scratch map is shared.
- *
- * Offsets are the public 64-bit ABI of libibverbs, which applications inline; unchanged from rdma-core v13
- * to v64.
  */
 #include "common.h"
+#include "verbs_abi.h"
 
 #define MAX_CHAIN (1 << 14)	/* work requests in one post; the deepest send queues hold 32k */
 #define MAX_CHAIN_BOUNDED 64	/* the same where the kernel has no bpf_loop (before 5.17) */
 #define SGE_BATCH 4	/* more would not fit the 512 bytes of stack */
 #define MAX_SGE 64		/* providers allow up to 32 */
-
-#define IBV_QPT_UD 4
-#define IBV_SEND_SIGNALED (1 << 1)
-#define IBV_SEND_INLINE (1 << 3)
-
-/* struct ibv_qp, libibverbs/verbs.h */
-struct user_qp {
-	__u64 context;
-	__u64 qp_context;
-	__u64 pd;
-	__u64 send_cq;
-	__u64 recv_cq;
-	__u64 srq;
-	__u32 handle;
-	__u32 qp_num;
-	__u32 state;
-	__u32 qp_type;
-};
-
-/* struct ibv_srq, as far as handle */
-struct user_srq {
-	__u64 context;
-	__u64 srq_context;
-	__u64 pd;
-	__u32 handle;
-	__u32 padding;
-};
-
-/* struct ibv_send_wr, as far as wr.ud; struct ibv_recv_wr is the same as far as num_sge */
-struct user_wr {
-	__u64 wr_id;
-	__u64 next;
-	__u64 sg_list;
-	__s32 num_sge;
-	__u32 opcode;
-	__u32 send_flags;
-	__u32 imm_data;
-	__u64 ah;
-	__u32 remote_qpn;
-	__u32 remote_qkey;
-};
-#define USER_RECV_WR_SIZE 32
-
-struct user_sge {
-	__u64 addr;
-	__u32 length;
-	__u32 lkey;
-};
-
-/* struct ibv_ah_attr, as far as is_global */
-struct user_ah_attr {
-	__u8 dgid[FT_GID_LEN];
-	__u32 flow_label;
-	__u8 sgid_index;
-	__u8 hop_limit;
-	__u8 traffic_class;
-	__u8 padding;
-	__u16 dlid;
-	__u8 sl;
-	__u8 src_path_bits;
-	__u8 static_rate;
-	__u8 is_global;
-};
 
 struct {
 	__uint(type, BPF_MAP_TYPE_PERCPU_HASH);
@@ -156,8 +91,8 @@ static __always_inline struct ft_post *new_post(const struct ft_post_key *key)
 	__u64 device = 0;
 	int error;
 
-	if (bpf_probe_read_user(&device, sizeof(device), (void *)key->context) ||
-	    bpf_probe_read_user_str(context.device, sizeof(context.device), (void *)(device + 24)) < 0)
+	if (bpf_probe_read_user(&device, sizeof(device), (void *)(key->context + USER_CONTEXT_DEVICE)) ||
+	    bpf_probe_read_user_str(context.device, sizeof(context.device), (void *)(device + USER_DEVICE_NAME)) < 0)
 		lose(FT_LOSS_FAULT);
 	else
 		bpf_map_update_elem(&contexts, &context_key, &context, BPF_ANY);
@@ -211,7 +146,7 @@ static __always_inline __u64 count_wr(struct ft_post_key *key, __u64 address)
 	}
 	if (!receive) {
 		key->operation = wr.opcode < FT_OPERATION_RECV ? wr.opcode : FT_OPERATION_RECV - 1;
-		if (key->qp_type == IBV_QPT_UD) {
+		if (key->qp_type == USER_QPT_UD) {
 			struct ft_context_key handle = { .context = wr.ah, .tgid = key->tgid };
 			__u64 *id = bpf_map_lookup_elem(&address_handles, &handle);
 
@@ -234,18 +169,19 @@ static __always_inline __u64 count_wr(struct ft_post_key *key, __u64 address)
 	} else if (wr.num_sge > 1) {
 		bytes = sum_sges(wr.sg_list, wr.num_sge);
 	}
-	__sync_fetch_and_add(&post->operations, 1);
 	__sync_fetch_and_add(&post->bytes, bytes);
 	if (wr.num_sge > 0)
 		__sync_fetch_and_add(&post->sges, (__u32)wr.num_sge);
-	if (!receive && wr.send_flags & IBV_SEND_INLINE)
+	if (!receive && wr.send_flags & USER_SEND_INLINE)
 		__sync_fetch_and_add(&post->inlined, 1);
-	if (!receive && wr.send_flags & IBV_SEND_SIGNALED)
+	if (!receive && wr.send_flags & USER_SEND_SIGNALED)
 		__sync_fetch_and_add(&post->signaled, 1);
 	slot = size_slot(bytes);
 	asm volatile("" : "+r"(slot)); /* the verifier of 6.1 wants the bound on the register that is used */
 	if (slot < FT_SIZE_SLOTS)
 		__sync_fetch_and_add(&post->sizes[slot], 1);
+	/* Last: a reader that sees the same number again has missed nothing of what is above. */
+	__sync_fetch_and_add(&post->operations, 1);
 	return wr.next;
 }
 
@@ -367,8 +303,10 @@ int create_ah(struct pt_regs *ctx)
 		lose(FT_LOSS_FAULT);
 		return 0;
 	}
-	if (!attr.is_global)
+	if (!attr.is_global) {
+		bpf_map_delete_elem(&creating_ah, &thread);
 		return 0;
+	}
 	__builtin_memcpy(&gid, attr.dgid, sizeof(gid));
 	if (bpf_map_update_elem(&creating_ah, &thread, &gid, BPF_ANY))
 		lose(FT_LOSS_TABLE_FULL);
@@ -384,19 +322,22 @@ int create_ah_return(struct pt_regs *ctx)
 	struct ft_record *record;
 	__u64 id;
 
-	if (!gid)
-		return 0;
 	if (key.context) {
-		record = reserve(FT_AH_CREATED);
+		record = gid ? reserve(FT_AH_CREATED) : NULL;
 		if (record) {
-			id = record->time_ns;
+			/* Two CPUs may read the same nanosecond. */
+			id = record->time_ns ^ (__u64)bpf_get_smp_processor_id() << 52;
 			record->ah.id = id;
 			__builtin_memcpy(record->ah.peer_gid, gid, sizeof(record->ah.peer_gid));
 			bpf_ringbuf_submit(record, 0);
 			bpf_map_update_elem(&address_handles, &key, &id, BPF_ANY);
+		} else {
+			/* Whose peer is not known must not pass for the handle that stood here before. */
+			bpf_map_delete_elem(&address_handles, &key);
 		}
 	}
-	bpf_map_delete_elem(&creating_ah, &thread);
+	if (gid)
+		bpf_map_delete_elem(&creating_ah, &thread);
 	return 0;
 }
 

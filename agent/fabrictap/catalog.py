@@ -206,7 +206,22 @@ PROBE = Attribute("fabrictap.probe", str, "A BPF program of the agent")
 PROBE_METHOD = Attribute(
     "fabrictap.probe.method", str, "How it is attached", ("fexit", "kprobe", "tracepoint", "uprobe", "none")
 )
-LOSS = Attribute("fabrictap.loss.reason", str, "What could not be counted, and why")
+LOSS = Attribute(
+    "fabrictap.loss.reason",
+    str,
+    "What could not be recorded: buffer_full a control record, table_full posts of a new queue pair, "
+    "table_busy likewise, chain_too_long the rest of a chain of work requests, too_many_sges the rest of a "
+    "scatter/gather list, memory_fault the rest of a post, wrong_size a record of another version",
+    (
+        "buffer_full",
+        "table_full",
+        "table_busy",
+        "chain_too_long",
+        "too_many_sges",
+        "memory_fault",
+        "wrong_size",
+    ),
+)
 TABLE = Attribute(
     "fabrictap.table",
     str,

@@ -18,7 +18,6 @@ from fabrictap.series import SeriesTable
 from fabrictap.sources.infiniband import Infiniband
 from fabrictap.sources.rdma_netlink import RdmaNetlink
 from fabrictap.sources.verbs import Verbs
-from fabrictap.version import VERSION
 
 _log = logging.getLogger(__name__)
 _STOP_SECONDS = 5.0
@@ -55,6 +54,8 @@ class Node:
     def stop(self) -> None:
         """Ask ``run`` to end; from any thread or signal handler."""
         self._stop.set()
+        for runner in self.runners:
+            runner.settled.set()  # nobody waits for it any more
 
     def run(self, duration: float | None = None) -> None:
         """Watch and export until SIGTERM, SIGINT or for ``duration`` seconds, then export once more."""
@@ -64,7 +65,6 @@ class Node:
 
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, on_signal)
-        _log.info("fabrictap %s watches; data leaves every %gs", VERSION, self._config.export.interval)
         end = None if duration is None else time.monotonic() + duration
         for runner in self.runners:
             runner.start()

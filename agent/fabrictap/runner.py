@@ -32,6 +32,8 @@ class Runner:
         self._lock = lock
         self._stop = threading.Event()
         self._busy_since: float | None = None
+        #: Seconds before the next try after a failure.
+        self._pause = _FIRST_PAUSE
         self._thread = threading.Thread(target=self._run, name=source.name, daemon=True)
 
     @property
@@ -60,22 +62,24 @@ class Runner:
         return not self._thread.is_alive()
 
     def _run(self) -> None:
-        pause = _FIRST_PAUSE
         while not self._stop.is_set():
             try:
                 self._timed(self.source.open)
-                pause = self._deliver(pause)
+                self._deliver()
             except SourceUnavailable as error:
                 self._down(str(error))
             except Exception as error:  # noqa: BLE001 - a fault of one source must not end the agent
-                self._down(f"{type(error).__name__}: {error}")
-                _log.error("source %s failed unexpectedly", self.source.name, exc_info=error)
-            self.source.close()
+                self._fault(error)
+            try:
+                self._timed(self.source.close)
+            except Exception as error:  # noqa: BLE001 - likewise: the source is opened again all the same
+                self._fault(error)
+            pause = self._pause
+            self._pause = min(pause * 2, _LONGEST_PAUSE)
             self._stop.wait(pause)
-            pause = min(pause * 2, _LONGEST_PAUSE)
 
-    def _deliver(self, pause: float) -> float:
-        """Sample until told to stop; returns the pause before the next try, short again after a success."""
+    def _deliver(self) -> None:
+        """Sample until told to stop. After a success the next pause is short again."""
         while True:
             last = self._stop.is_set()
             began = time.monotonic()
@@ -91,9 +95,9 @@ class Runner:
                 )
                 self.reason = None
                 self.settled.set()
-                pause = _FIRST_PAUSE
+                self._pause = _FIRST_PAUSE
             if last:
-                return pause
+                return
             self._stop.wait(max(0.0, self.source.interval - (time.monotonic() - began)))
 
     def _timed(self, call: Any) -> Any:
@@ -102,6 +106,14 @@ class Runner:
             return call()
         finally:
             self._busy_since = None
+
+    def _fault(self, error: Exception) -> None:
+        """What no source should raise: said once; where it was raised is for its developer."""
+        reason = f"{type(error).__name__}: {error}"
+        if reason != self.reason:
+            _log.error("source %s failed unexpectedly: %s: %s", self.source.name, type(error).__name__, error)
+        _log.debug("where it failed:", exc_info=error)
+        self._down(reason)
 
     def _down(self, reason: str) -> None:
         if reason != self.reason:

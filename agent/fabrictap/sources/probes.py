@@ -15,9 +15,13 @@ from fabrictap.sources.providers import DATA_PATH, Place, entry
 _log = logging.getLogger(__name__)
 _OBJECTS = Path(__file__).parent.parent / "probes"
 #: Hook levels of the control path, best first.
-LEVELS = ("fexit", "kprobe")
-#: Programs without which the control path tells nothing worth having.
-_ESSENTIAL = ("modify_qp",)
+LEVELS = ("fexit", "kprobe", "syscall")
+#: Programs without which a level tells nothing worth having.
+_ESSENTIAL = {
+    "fexit": ("fexit_modify_qp",),
+    "kprobe": ("kprobe_modify_qp",),
+    "syscall": ("syscall_ioctl_enter", "syscall_ioctl_exit"),
+}
 _MAX_POST_KEYS = 16384
 
 
@@ -61,33 +65,46 @@ def load_control(level: str, event_buffer: int) -> Probes:
     """Load and attach the control path. ``level`` is one of LEVELS or auto. Raises ProbesUnavailable."""
     if not module_loaded("ib_core"):
         raise ProbesUnavailable("ib_core is not loaded: no RDMA driver on this node")
-    try:
-        functions = [KernelTypes(module) for module in ("ib_core", "ib_uverbs") if module_loaded(module)]
-    except BpfError as error:
-        raise ProbesUnavailable(f"the kernel has no type information for its RDMA modules: {error}") from None
     reasons = []
     for candidate in LEVELS if level == "auto" else (level,):
-        wanted = {}
-        missing = {}
-        for name, section in Object(str(_OBJECTS / "verbs_control.bpf.o")).programs().items():
-            if name.startswith(f"{candidate}_"):
-                function = section.partition("/")[2]
-                if any(types.has_function(function) for types in functions):
-                    wanted[name] = section
-                else:
-                    missing[name] = f"the kernel has no function {function}"
         try:
-            probes = _load("verbs_control", wanted, candidate, event_buffer, agent_tgid=os.getpid())
+            probes = _syscalls(event_buffer) if candidate == "syscall" else _hooks(candidate, event_buffer)
         except BpfError as error:
             reasons.append(f"{candidate}: {error}")
             continue
-        probes.refused.update(missing)
-        _attach_all(probes, wanted)
-        if all(f"{candidate}_{name}" in probes.attached for name in _ESSENTIAL):
+        if all(name in probes.attached for name in _ESSENTIAL[candidate]):
+            if reasons:
+                _log.info("control path by %s, because %s", candidate, "; ".join(reasons))
             return probes
         reasons.append(f"{candidate}: {'; '.join(probes.refused.values())}")
         probes.close()
     raise ProbesUnavailable("; ".join(reasons))
+
+
+def _hooks(level: str, event_buffer: int) -> Probes:
+    """The functions of ib_core and ib_uverbs; needs the type information of these modules."""
+    functions = [KernelTypes(module) for module in ("ib_core", "ib_uverbs") if module_loaded(module)]
+    wanted = {}
+    missing = {}
+    for name, section in Object(str(_OBJECTS / "verbs_control.bpf.o")).programs().items():
+        if name.startswith(f"{level}_"):
+            function = section.partition("/")[2]
+            if any(types.has_function(function) for types in functions):
+                wanted[name] = section
+            else:
+                missing[name] = f"the kernel has no function {function}"
+    probes = _load("verbs_control", wanted, level, event_buffer, agent_tgid=os.getpid())
+    probes.refused.update(missing)
+    _attach_all(probes, wanted)
+    return probes
+
+
+def _syscalls(event_buffer: int) -> Probes:
+    """The system calls of verbs; needs the type information of the kernel proper."""
+    wanted = Object(str(_OBJECTS / "verbs_syscall.bpf.o")).programs()
+    probes = _load("verbs_syscall", wanted, "tracepoint", event_buffer)
+    _attach_all(probes, wanted)
+    return probes
 
 
 def load_connection_manager(event_buffer: int) -> Probes:
@@ -127,15 +144,16 @@ def load_data(post_memory: int, event_buffer: int, *, bounded: bool = False) -> 
     return probes
 
 
-def attach_place(probes: Probes, place: Place) -> None:
-    """Attach the data path's program for one provider function; a refusal is kept in ``refused``."""
+def attach_place(probes: Probes, place: Place) -> bool:
+    """Attach the data path's program for one provider function. False: see ``refused`` for the reason."""
     name = place.function
     program = f"{name}_bounded" if probes.bounded and name in DATA_PATH else name
     try:
         descriptor = os.open(place.file, os.O_RDONLY | os.O_CLOEXEC)
     except OSError as error:
         probes.refused[program] = f"{place.file}: {error.strerror}"
-        return
+        _log.warning("cannot count %s in %s: %s", name, place.file, error.strerror)
+        return False
     try:
         # Through the descriptor: the file that was looked at is the file that is probed.
         path = f"/proc/self/fd/{descriptor}"
@@ -150,8 +168,10 @@ def attach_place(probes: Probes, place: Place) -> None:
     except BpfError as error:
         probes.refused[program] = str(error)
         _log.warning("cannot count %s in %s: %s", name, place.file, error)
+        return False
     finally:
         os.close(descriptor)
+    return True
 
 
 def _load(

@@ -60,8 +60,14 @@ def discover(timeout: float = 20.0) -> Report:
     command = [sys.executable, "-m", "fabrictap.sources.provider_helper"]
     try:
         # -P/-I are not used: the helper must import this very package.
+        # A session of its own: what ends the agent's process group is not meant for a helper half-way.
         done = subprocess.run(
-            command, capture_output=True, timeout=timeout, check=False, stdin=subprocess.DEVNULL
+            command,
+            capture_output=True,
+            timeout=timeout,
+            check=False,
+            stdin=subprocess.DEVNULL,
+            start_new_session=True,
         )
     except subprocess.TimeoutExpired:
         raise HelperFailed(f"opening the RDMA devices took longer than {timeout:g} s") from None

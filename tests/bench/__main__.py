@@ -1,0 +1,34 @@
+"""Measurements against peers: ``make bench``, or a part: ``make bench B=counters``."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+from bench import counters, export, uprobe
+from bench.result import Result, table, write
+
+PARTS: dict[str, Callable[[], list[Result]]] = {
+    "uprobe": uprobe.measure,
+    "counters": counters.measure,
+    "export": export.measure,
+}
+OUTPUT = Path(__file__).parents[2] / "build" / "bench.json"
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(prog="make bench B='PART ...'", description=__doc__)
+    parser.add_argument("parts", nargs="*", metavar="PART", help=", ".join(PARTS))
+    parts = parser.parse_args().parts or list(PARTS)
+    if unknown := set(parts) - set(PARTS):
+        parser.error(f"no part {', '.join(sorted(unknown))}; there are {', '.join(PARTS)}")
+    results = [result for part in parts for result in PARTS[part]()]
+    print(table(results))
+    write(results, OUTPUT)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,69 @@
+// SPDX-License-Identifier: Apache-2.0
+/*
+ * Compiles only if the layouts that we read by hand are those of the installed libibverbs: the structures of
+ * probes/include/verbs_abi.h, and the offsets that the tests define from provider_helper.py.
+ */
+#include <infiniband/verbs.h>
+#include <stddef.h>
+
+#include "records.h"
+#include "verbs_abi.h"
+
+#define SAME(ours, theirs, our_field, their_field)                                                          \
+	_Static_assert(offsetof(struct ours, our_field) == offsetof(struct theirs, their_field) &&          \
+			       sizeof(((struct ours *)0)->our_field) ==                                     \
+				       sizeof(((struct theirs *)0)->their_field),                           \
+		       #ours "." #our_field)
+
+SAME(user_qp, ibv_qp, context, context);
+SAME(user_qp, ibv_qp, srq, srq);
+SAME(user_qp, ibv_qp, handle, handle);
+SAME(user_qp, ibv_qp, qp_num, qp_num);
+SAME(user_qp, ibv_qp, state, state);
+SAME(user_qp, ibv_qp, qp_type, qp_type);
+
+SAME(user_srq, ibv_srq, context, context);
+SAME(user_srq, ibv_srq, handle, handle);
+
+SAME(user_wr, ibv_send_wr, wr_id, wr_id);
+SAME(user_wr, ibv_send_wr, next, next);
+SAME(user_wr, ibv_send_wr, sg_list, sg_list);
+SAME(user_wr, ibv_send_wr, num_sge, num_sge);
+SAME(user_wr, ibv_send_wr, opcode, opcode);
+SAME(user_wr, ibv_send_wr, send_flags, send_flags);
+SAME(user_wr, ibv_send_wr, imm_data, imm_data);
+SAME(user_wr, ibv_send_wr, ah, wr.ud.ah);
+SAME(user_wr, ibv_send_wr, remote_qpn, wr.ud.remote_qpn);
+SAME(user_wr, ibv_send_wr, remote_qkey, wr.ud.remote_qkey);
+_Static_assert(sizeof(struct user_wr) <= sizeof(struct ibv_send_wr), "a read beyond the work request");
+
+SAME(user_wr, ibv_recv_wr, next, next);
+SAME(user_wr, ibv_recv_wr, sg_list, sg_list);
+SAME(user_wr, ibv_recv_wr, num_sge, num_sge);
+_Static_assert(USER_RECV_WR_SIZE == sizeof(struct ibv_recv_wr), "USER_RECV_WR_SIZE");
+
+SAME(user_sge, ibv_sge, addr, addr);
+SAME(user_sge, ibv_sge, length, length);
+SAME(user_sge, ibv_sge, lkey, lkey);
+_Static_assert(sizeof(struct user_sge) == sizeof(struct ibv_sge), "user_sge");
+
+SAME(user_ah_attr, ibv_ah_attr, dgid, grh.dgid);
+SAME(user_ah_attr, ibv_ah_attr, dlid, dlid);
+SAME(user_ah_attr, ibv_ah_attr, is_global, is_global);
+_Static_assert(sizeof(struct user_ah_attr) <= sizeof(struct ibv_ah_attr), "a read beyond the attributes");
+
+_Static_assert(offsetof(struct ibv_context, device) == USER_CONTEXT_DEVICE, "ibv_context.device");
+_Static_assert(offsetof(struct ibv_device, name) == USER_DEVICE_NAME, "ibv_device.name");
+_Static_assert(sizeof(((struct ibv_device *)0)->name) == FT_DEVICE_NAME_LEN, "FT_DEVICE_NAME_LEN");
+
+_Static_assert(IBV_QPT_UD == USER_QPT_UD, "IBV_QPT_UD");
+_Static_assert(IBV_SEND_SIGNALED == USER_SEND_SIGNALED, "IBV_SEND_SIGNALED");
+_Static_assert(IBV_SEND_INLINE == USER_SEND_INLINE, "IBV_SEND_INLINE");
+_Static_assert(IBV_WR_DRIVER1 < FT_OPERATION_RECV, "FT_OPERATION_RECV is beyond the opcodes");
+
+#ifdef HELPER_POST_SEND /* from provider_helper.py */
+_Static_assert(offsetof(struct ibv_context, ops.post_send) == HELPER_POST_SEND, "post_send");
+_Static_assert(offsetof(struct ibv_context, ops.post_recv) == HELPER_POST_RECV, "post_recv");
+_Static_assert(offsetof(struct ibv_context, ops.post_srq_recv) == HELPER_POST_SRQ_RECV, "post_srq_recv");
+_Static_assert(offsetof(struct ibv_device, name) == HELPER_DEVICE_NAME, "name");
+#endif

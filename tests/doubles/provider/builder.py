@@ -1,0 +1,92 @@
+"""Compiles the stand-in provider, its application and its libibverbs."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+from dataclasses import dataclass
+from pathlib import Path
+
+from doubles.provider import elf
+from fabrictap.sources import provider_helper
+from fabrictap.sources.providers import Place
+
+HERE = Path(__file__).parent
+INCLUDE = HERE.parents[2] / "probes" / "include"
+HEADER = Path("/usr/include/infiniband/verbs.h")
+FUNCTIONS = ("post_send", "post_recv", "post_srq_recv")
+#: First instructions of a provider's functions, by what a uprobe there costs.
+ENTRIES = {
+    "push": r"push %rbp\n\tpop %rbp",
+    "endbr64_push": r"endbr64\n\tpush %rbp\n\tpop %rbp",
+    "single_stepped": r"xor %eax,%eax",
+    "endbr64_single_stepped": r"endbr64\n\txor %eax,%eax",
+}
+_FLAGS = (
+    "-std=gnu11",
+    "-O2",
+    "-g",
+    "-Wall",
+    "-Wextra",
+    "-Wno-unused-parameter",
+    "-Werror",
+    "-fcf-protection=none",
+)
+
+
+def missing() -> str:
+    """What is needed and not here, with the command that provides it; empty if nothing is."""
+    if shutil.which("cc") is None:
+        return "a C compiler: apt-get install build-essential"
+    return "" if HEADER.exists() else "libibverbs' headers: apt-get install libibverbs-dev"
+
+
+@dataclass(frozen=True)
+class Double:
+    """A compiled stand-in: ``library`` is the provider, ``driver`` the application."""
+
+    library: Path
+    driver: Path
+
+    def place(self, function: str) -> Place:
+        """A function as the helper process would report it."""
+        status = self.library.stat()
+        return Place(function, str(self.library), "", status.st_ino, elf.exported(self.library)[function])
+
+
+def _compile(*arguments: str | Path) -> None:
+    subprocess.run(["cc", *_FLAGS, *map(str, arguments)], check=True)
+
+
+def build(directory: Path, entry: str = "push") -> Double:
+    """The provider with first instructions ``entry`` (of ENTRIES), and the application linked to it."""
+    directory.mkdir(parents=True, exist_ok=True)
+    library, driver = directory / "libstandin.so", directory / "driver"
+    _compile(
+        f'-DENTRY="{ENTRIES[entry]}"', "-shared", "-fPIC", "-Wl,-soname,libstandin.so",
+        HERE / "provider.c", "-o", library,
+    )  # fmt: skip
+    sources = [HERE / name for name in ("driver.c", "workload.c", "tally.c")]
+    _compile(*sources, library, "-pthread", f"-Wl,-rpath,{directory}", "-o", driver)
+    return Double(library, driver)
+
+
+def build_libibverbs(double: Double) -> Path:
+    """The stand-in of libibverbs.so.1 over ``double``'s provider, beside it."""
+    library = double.library.parent / "libibverbs.so.1"
+    _compile(
+        "-shared", "-fPIC", "-Wl,-soname,libibverbs.so.1", HERE / "libibverbs.c", double.library,
+        f"-Wl,-rpath,{double.library.parent}", "-o", library,
+    )  # fmt: skip
+    return library
+
+
+def check_abi() -> None:
+    """Compile abi.c. Raises CalledProcessError where an offset of ours is not the header's."""
+    offsets = {f"HELPER_{name.upper()}": offset for name, offset in provider_helper._OPS.items()}
+    offsets["HELPER_DEVICE_NAME"] = provider_helper._DEVICE_NAME
+    defines = [f"-D{name}={value}" for name, value in offsets.items()]
+    subprocess.run(
+        ["cc", *_FLAGS, f"-I{INCLUDE}", *defines, "-fsyntax-only", str(HERE / "abi.c")],
+        check=True, capture_output=True, text=True,
+    )  # fmt: skip

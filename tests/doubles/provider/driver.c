@@ -1,0 +1,206 @@
+// SPDX-License-Identifier: Apache-2.0
+/*
+ * A STAND-IN for an RDMA application over the stand-in provider. Reads commands, one a line, and answers each
+ * with one line of JSON, so that whoever asks knows that it is done:
+ *
+ *   limits CHAIN LIST              see struct world
+ *   device NAME | context DEVICE   what they make is numbered from 0; the answer of context is its address
+ *   qp CONTEXT QPN TYPE | srq CONTEXT HANDLE
+ *   ah GLOBAL LAST                 address handle with GID fe80::LAST, or without GRH; answers how many there are
+ *   rewind                         the next handle gets the first one's address
+ *   send QP TIMES CHAIN OPCODE FLAGS SGES LENGTH HANDLE PEER
+ *   recv QP TIMES CHAIN SGES LENGTH | shared SRQ TIMES CHAIN SGES LENGTH
+ *   mixed SEED THREADS POSTS       random posts in each of several threads
+ *   fail ERROR ACCEPTED            see provider.h; 0 0 ends it
+ *   bad qp|wr|next|sge|list QP     one post with unreadable memory, which is not tallied
+ *   time CALLS                     posts one request with one element to QP 0; answers CPU and wall nanoseconds
+ *   counts                         what was tallied since the start
+ */
+#include <arpa/inet.h>
+#include <inttypes.h>
+#include <pthread.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/mman.h>
+#include <time.h>
+#include <unistd.h>
+
+#include "provider.h"
+#include "workload.h"
+
+#define MAX_THREADS 64
+
+static struct world world = { .chain_limit = UINT32_MAX, .list_limit = UINT32_MAX };
+static struct tally total;
+
+struct worker {
+	pthread_t thread;
+	struct tally tally;
+	uint64_t seed;
+	uint32_t posts;
+};
+
+static pthread_barrier_t start;
+
+static void *work(void *argument)
+{
+	struct worker *worker = argument;
+
+	pthread_barrier_wait(&start);
+	post_mixed(&world, &worker->tally, worker->seed, worker->posts);
+	return NULL;
+}
+
+static void mixed(uint64_t seed, unsigned int threads, uint32_t posts)
+{
+	static struct worker workers[MAX_THREADS];
+
+	pthread_barrier_init(&start, NULL, threads);
+	for (unsigned int i = 0; i < threads; i++) {
+		workers[i] = (struct worker){ .seed = seed * MAX_THREADS + i + 1, .posts = posts };
+		if (pthread_create(&workers[i].thread, NULL, work, &workers[i]))
+			abort();
+	}
+	for (unsigned int i = 0; i < threads; i++) {
+		pthread_join(workers[i].thread, NULL);
+		tally_merge(&total, &workers[i].tally);
+		tally_free(&workers[i].tally);
+	}
+	pthread_barrier_destroy(&start);
+}
+
+static void bad_post(const char *where, struct ibv_qp *qp)
+{
+	size_t page = (size_t)sysconf(_SC_PAGESIZE);
+	char *memory = mmap(NULL, 2 * page, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+	/* The last readable bytes before the hole: a list of six elements of which two are there. */
+	struct ibv_sge *edge = (struct ibv_sge *)(memory + page) - 2;
+	char *hole = memory + page;
+	struct ibv_sge sge = { .length = 100 };
+	struct ibv_send_wr wr = { .sg_list = &sge, .num_sge = 1, .opcode = IBV_WR_SEND }, *bad;
+
+	edge[0].length = edge[1].length = 100;
+	mprotect(hole, page, PROT_NONE);
+	if (!strcmp(where, "qp")) /* past ibv_post_send, which would look into it */
+		post_send((struct ibv_qp *)hole, &wr, &bad);
+	else if (!strcmp(where, "wr"))
+		ibv_post_send(qp, (struct ibv_send_wr *)hole, &bad);
+	else {
+		if (!strcmp(where, "next"))
+			wr.next = (struct ibv_send_wr *)hole;
+		else if (!strcmp(where, "sge"))
+			wr.sg_list = (struct ibv_sge *)hole;
+		else
+			wr.sg_list = edge, wr.num_sge = 6;
+		ibv_post_send(qp, &wr, &bad);
+	}
+	munmap(memory, 2 * page);
+}
+
+static uint64_t nanoseconds(clockid_t clock)
+{
+	struct timespec now;
+
+	clock_gettime(clock, &now);
+	return (uint64_t)now.tv_sec * 1000000000u + (uint64_t)now.tv_nsec;
+}
+
+static void measure(uint32_t calls)
+{
+	struct ibv_sge sge = { .addr = 4096, .length = 65536, .lkey = 1 };
+	struct ibv_send_wr wr = { .sg_list = &sge, .num_sge = 1, .opcode = IBV_WR_RDMA_WRITE,
+				  .send_flags = IBV_SEND_SIGNALED }, *bad;
+	uint64_t cpu = nanoseconds(CLOCK_THREAD_CPUTIME_ID), wall = nanoseconds(CLOCK_MONOTONIC);
+
+	for (uint32_t i = 0; i < calls; i++)
+		ibv_post_send(&world.qps[0], &wr, &bad);
+	wall = nanoseconds(CLOCK_MONOTONIC) - wall;
+	cpu = nanoseconds(CLOCK_THREAD_CPUTIME_ID) - cpu;
+	printf("{\"cpu\":%" PRIu64 ",\"wall\":%" PRIu64 "}\n", cpu, wall);
+}
+
+static int make_handle(int global, unsigned int last)
+{
+	struct ibv_ah_attr attr = { .is_global = (uint8_t)global, .port_num = 1 };
+	struct ibv_pd pd = { .context = &world.contexts[0] };
+
+	attr.grh.dgid.raw[0] = 0xfe;
+	attr.grh.dgid.raw[1] = 0x80;
+	attr.grh.dgid.raw[14] = (uint8_t)(last >> 8);
+	attr.grh.dgid.raw[15] = (uint8_t)last;
+	world.handles[world.handle_count] = create_ah(&pd, &attr);
+	return world.handles[world.handle_count] ? ++world.handle_count : world.handle_count;
+}
+
+static int obey(char *line)
+{
+	struct shape shape = { .handle = -1 };
+	unsigned int queue, times, chain, a, b;
+	uint64_t seed;
+	char word[64];
+
+	if (sscanf(line, "limits %u %u", &a, &b) == 2) {
+		world.chain_limit = a;
+		world.list_limit = b;
+	} else if (sscanf(line, "device %63s", word) == 1) {
+		strcpy(world.devices[world.device_count++].name, word);
+	} else if (sscanf(line, "context %u", &a) == 1) {
+		struct ibv_context *context = &world.contexts[world.context_count++];
+
+		context->device = &world.devices[a];
+		context->ops.post_send = post_send;
+		context->ops.post_recv = post_recv;
+		context->ops.post_srq_recv = post_srq_recv;
+		return printf("%" PRIuPTR "\n", (uintptr_t)context);
+	} else if (sscanf(line, "qp %u %u %u", &queue, &a, &b) == 3) {
+		world.qps[world.qp_count++] = (struct ibv_qp){ .context = &world.contexts[queue], .qp_num = a,
+							       .qp_type = b };
+	} else if (sscanf(line, "srq %u %u", &queue, &a) == 2) {
+		world.srqs[world.srq_count++] = (struct ibv_srq){ .context = &world.contexts[queue],
+								  .handle = a };
+	} else if (sscanf(line, "ah %u %u", &a, &b) == 2) {
+		return printf("%d\n", make_handle((int)a, b));
+	} else if (!strcmp(line, "rewind")) {
+		stand_in_next_handle = 0;
+	} else if (sscanf(line, "send %u %u %u %u %u %u %u %d %u", &queue, &times, &chain, &shape.opcode,
+			  &shape.flags, &shape.sges, &shape.length, &shape.handle, &shape.peer_qpn) == 9) {
+		while (times--)
+			post_sends(&world, &total, (int)queue, chain, &shape);
+	} else if (sscanf(line, "recv %u %u %u %u %u", &queue, &times, &chain, &shape.sges, &shape.length) == 5) {
+		while (times--)
+			post_recvs(&world, &total, (int)queue, chain, &shape);
+	} else if (sscanf(line, "shared %u %u %u %u %u", &queue, &times, &chain, &shape.sges,
+			  &shape.length) == 5) {
+		while (times--)
+			post_shared(&world, &total, (int)queue, chain, &shape);
+	} else if (sscanf(line, "mixed %" SCNu64 " %u %u", &seed, &a, &b) == 3 && a <= MAX_THREADS) {
+		mixed(seed, a, b);
+	} else if (sscanf(line, "fail %d %u", &stand_in_error, &stand_in_accepts) == 2) {
+	} else if (sscanf(line, "bad %63s %u", word, &queue) == 2) {
+		bad_post(word, &world.qps[queue]);
+	} else if (sscanf(line, "time %u", &a) == 1) {
+		measure(a);
+		return 1;
+	} else if (!strcmp(line, "counts")) {
+		tally_print(&total);
+		return 1;
+	} else {
+		fprintf(stderr, "not understood: %s\n", line);
+		return 0;
+	}
+	return puts("true");
+}
+
+int main(void)
+{
+	char line[512];
+
+	while (fgets(line, sizeof(line), stdin)) {
+		line[strcspn(line, "\n")] = 0;
+		if (!obey(line))
+			return 2;
+		fflush(stdout);
+	}
+	return 0;
+}

@@ -1,0 +1,68 @@
+// SPDX-License-Identifier: Apache-2.0
+/*
+ * A STAND-IN for libibverbs.so.1, over the stand-in provider: what the agent's helper process calls, and four
+ * devices of which only the first is as it should be.
+ */
+#define _GNU_SOURCE
+#include <errno.h>
+#include <infiniband/verbs.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <sys/mman.h>
+
+#include "provider.h"
+
+static const char *const names[] = { "whole0", "refused0", "nowhere0", "nosrq0" };
+enum { WHOLE, REFUSED, NOWHERE, NO_SRQ, DEVICES };
+
+static struct ibv_device devices[DEVICES];
+static struct ibv_device *list[DEVICES + 1];
+
+/* As dummy_ops.c of rdma-core: what a provider leaves out points into libibverbs itself. */
+static int dummy_post_srq_recv(struct ibv_srq *srq, struct ibv_recv_wr *wr, struct ibv_recv_wr **bad)
+{
+	return EOPNOTSUPP;
+}
+
+#undef ibv_get_device_list /* a macro that calls the function of that name with the count */
+struct ibv_device **ibv_get_device_list(int *count)
+{
+	for (int i = 0; i < DEVICES; i++) {
+		snprintf(devices[i].name, sizeof(devices[i].name), "%s", names[i]);
+		list[i] = &devices[i];
+	}
+	if (count)
+		*count = DEVICES;
+	return list;
+}
+
+struct ibv_context *ibv_open_device(struct ibv_device *device)
+{
+	long which = device - devices;
+	struct ibv_context *context;
+
+	if (which == REFUSED) {
+		errno = EACCES;
+		return NULL;
+	}
+	context = calloc(1, sizeof(*context));
+	context->device = device;
+	context->ops.post_send = post_send;
+	context->ops.post_recv = post_recv;
+	context->ops.post_srq_recv = which == NO_SRQ ? dummy_post_srq_recv : post_srq_recv;
+	if (which == NOWHERE)
+		context->ops.post_recv = mmap(NULL, 4096, PROT_READ | PROT_EXEC,
+					      MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+	return context;
+}
+
+int ibv_close_device(struct ibv_context *context)
+{
+	free(context);
+	return 0;
+}
+
+struct ibv_ah *ibv_create_ah(struct ibv_pd *pd, struct ibv_ah_attr *attr)
+{
+	return create_ah(pd, attr);
+}

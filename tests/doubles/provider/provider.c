@@ -1,0 +1,77 @@
+// SPDX-License-Identifier: Apache-2.0
+/*
+ * A STAND-IN for a verbs provider library: it posts nothing to nobody. Signatures and layouts are the real
+ * ones, so a uprobe sees what it would see in librxe or libmlx5.
+ *
+ * Each entry point is one instruction sequence, ENTRY, and a jump: what a uprobe costs is decided by the
+ * first instruction, so the tests choose it.
+ */
+#include <infiniband/verbs.h>
+#include <stdlib.h>
+
+#include "provider.h"
+
+#ifndef ENTRY
+#define ENTRY "push %rbp\n\tpop %rbp"
+#endif
+
+int stand_in_error;
+unsigned int stand_in_accepts;
+unsigned int stand_in_next_handle;
+
+static struct ibv_ah handles[STAND_IN_HANDLES];
+
+/* Accept stand_in_accepts requests of the chain, then refuse; both request types begin with wr_id, next. */
+static int answer(void *chain, void **bad)
+{
+	struct ibv_recv_wr *wr = chain;
+
+	if (!stand_in_error)
+		return 0;
+	for (unsigned int left = stand_in_accepts; wr && left; left--)
+		wr = wr->next;
+	*bad = wr;
+	return wr ? stand_in_error : 0;
+}
+
+__attribute__((used)) static int send_body(struct ibv_qp *qp, struct ibv_send_wr *wr, struct ibv_send_wr **bad)
+{
+	return answer(wr, (void **)bad);
+}
+
+__attribute__((used)) static int recv_body(void *queue, struct ibv_recv_wr *wr, struct ibv_recv_wr **bad)
+{
+	return answer(wr, (void **)bad);
+}
+
+__attribute__((used)) static struct ibv_ah *ah_body(struct ibv_pd *pd, struct ibv_ah_attr *attr)
+{
+	unsigned int slot = stand_in_next_handle++;
+
+	if (stand_in_error || slot >= STAND_IN_HANDLES)
+		return NULL;
+	handles[slot].pd = pd;
+	return &handles[slot];
+}
+
+#define STARTS_WITH_ENTRY(body) asm(ENTRY "\n\tjmp " #body)
+
+__attribute__((naked)) int post_send(struct ibv_qp *qp, struct ibv_send_wr *wr, struct ibv_send_wr **bad)
+{
+	STARTS_WITH_ENTRY(send_body);
+}
+
+__attribute__((naked)) int post_recv(struct ibv_qp *qp, struct ibv_recv_wr *wr, struct ibv_recv_wr **bad)
+{
+	STARTS_WITH_ENTRY(recv_body);
+}
+
+__attribute__((naked)) int post_srq_recv(struct ibv_srq *srq, struct ibv_recv_wr *wr, struct ibv_recv_wr **bad)
+{
+	STARTS_WITH_ENTRY(recv_body);
+}
+
+__attribute__((naked)) struct ibv_ah *create_ah(struct ibv_pd *pd, struct ibv_ah_attr *attr)
+{
+	STARTS_WITH_ENTRY(ah_body);
+}

@@ -1,0 +1,225 @@
+"""One source in its thread: unavailable, failing, hanging, coming back, and stopped."""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import Callable, Iterator
+
+import pytest
+
+from fabrictap import runner
+from fabrictap.runner import Runner
+from fabrictap.sources import SourceUnavailable
+from support import eventually
+
+
+class Scripted:
+    """A source that does what the test says; each list holds what the next calls raise (None: nothing)."""
+
+    name = "scripted"
+    interval = 0.001
+    deadline = 1000.0
+    waited = 0.0
+
+    def __init__(self, opens: list[Exception | None] = (), samples: list[Exception | None] = ()) -> None:
+        self.errors: dict[str, int] = {}
+        self.opens, self.samples = list(opens), list(samples)
+        self.folded: list[int] = []
+        self.calls: list[str] = []
+        self.at_sample: Callable[[], None] = lambda: None
+        self.close_error: Exception | None = None
+
+    def _next(self, name: str, script: list[Exception | None]) -> None:
+        self.calls.append(name)
+        error = script.pop(0) if script else None
+        if error is not None:
+            raise error
+
+    def open(self) -> None:
+        self._next("open", self.opens)
+
+    def sample(self) -> int:
+        self.at_sample()
+        self._next("sample", self.samples)
+        return self.calls.count("sample")
+
+    def fold(self, sample: int, now_ns: int) -> None:
+        self.folded.append(sample)
+
+    def close(self) -> None:
+        self.calls.append("close")
+        if self.close_error is not None:
+            raise self.close_error
+
+
+@pytest.fixture
+def pauses(monkeypatch) -> list[float]:
+    """Pauses after a failure end at once and are noted."""
+    noted: list[float] = []
+
+    class Stop(threading.Event):
+        def wait(self, timeout: float | None = None) -> bool:
+            if timeout is not None and timeout >= runner._FIRST_PAUSE:
+                noted.append(timeout)
+                timeout = 0.001
+            return super().wait(timeout)
+
+    original = Runner.__init__
+
+    def prepared(self: Runner, *arguments: object) -> None:
+        original(self, *arguments)
+        self._stop = Stop()
+
+    monkeypatch.setattr(Runner, "__init__", prepared)
+    return noted
+
+
+@pytest.fixture
+def run(pauses) -> Iterator[Callable[[Scripted], Runner]]:
+    started: list[Runner] = []
+
+    def start(source: Scripted) -> Runner:
+        made = Runner(source, threading.Lock())
+        started.append(made)
+        made.start()
+        return made
+
+    yield start
+    for made in started:
+        made.stop()
+        assert made.join(10)
+
+
+def test_a_source_that_delivers_is_up(run):
+    running = run(Scripted())
+    assert running.settled.wait(10)
+    eventually(lambda: running.up, "the source is up")
+    assert running.reason is None
+    assert running.duration is not None
+
+
+def test_a_source_that_has_not_answered_yet_is_not_up():
+    unstarted = Runner(Scripted(), threading.Lock())
+    assert (unstarted.up, unstarted.reason, unstarted.duration) == (False, "starting", None)
+
+
+def test_a_source_that_is_unavailable_says_why_once_and_comes_back(run, pauses, caplog):
+    caplog.set_level(logging.INFO)
+    source = Scripted(opens=[SourceUnavailable("no device")] * 3)
+    running = run(source)
+    eventually(lambda: running.up, "the source comes back")
+    assert source.calls[:7] == ["open", "close"] * 3 + ["open"]
+    assert [record.message for record in caplog.records] == [
+        "source scripted is off: no device",
+        "source scripted delivers",
+    ]
+    assert pauses[:3] == [1.0, 2.0, 4.0]
+
+
+def test_the_pauses_grow_to_a_limit_and_are_short_again_after_a_success(run, pauses):
+    gone = SourceUnavailable("gone")
+    source = Scripted(opens=[gone] * 7, samples=[None, gone, gone])
+    running = run(source)
+    eventually(lambda: len(pauses) >= 9 and running.up, "it has come back for good")
+    assert pauses == [1.0, 2.0, 4.0, 8.0, 16.0, 30.0, 30.0, 1.0, 2.0]
+
+
+def test_a_source_that_fails_unexpectedly_costs_itself_only_and_says_so_once(run, caplog):
+    source = Scripted(samples=[ZeroDivisionError("oops"), ZeroDivisionError("oops"), None])
+    running = run(source)
+    eventually(lambda: running.up, "the source comes back")
+    errors = [record for record in caplog.records if record.levelno >= logging.ERROR]
+    assert ["ZeroDivisionError: oops" in record.getMessage() for record in errors] == [True]
+    assert [record.exc_info for record in errors] == [None]
+
+
+def test_a_source_that_cannot_be_closed_is_opened_again_all_the_same(run, caplog):
+    source = Scripted(samples=[SourceUnavailable("gone")])
+    source.close_error = OSError("stuck")
+    running = run(source)
+    eventually(lambda: running.up, "the source comes back")
+    assert source.calls[:4] == ["open", "sample", "close", "open"]
+    assert "OSError: stuck" in caplog.text
+
+
+def test_a_source_that_fails_while_it_folds_lets_go_of_the_lock(pauses):
+    source = Scripted()
+    lock = threading.Lock()
+    source.fold = lambda sample, now_ns: 1 / 0  # type: ignore[method-assign]
+    running = Runner(source, lock)
+    running.start()
+    eventually(lambda: running.reason == "ZeroDivisionError: division by zero", "the failure is known")
+    assert lock.acquire(timeout=10)
+    lock.release()
+    running.stop()
+    assert running.join(10)
+
+
+def test_a_source_that_hangs_is_down_until_it_answers(run):
+    release = threading.Event()
+    source = Scripted()
+    source.deadline = 0.01
+    source.at_sample = lambda: release.wait(60) and None
+    running = run(source)
+    try:
+        eventually(lambda: running.hung is not None, "the deadline has passed")
+        assert not running.up
+        assert running.hung > source.deadline
+        running.stop()
+        assert not running.join(0.01)
+    finally:
+        release.set()
+    assert running.join(10)
+    assert running.hung is None
+
+
+def test_a_hang_after_a_success_is_down_too_and_ends_by_itself(run):
+    release, hanging = threading.Event(), threading.Event()
+    source = Scripted()
+    source.deadline = 0.01
+
+    def third() -> None:
+        if source.calls.count("sample") == 2:
+            hanging.set()
+            release.wait(60)
+
+    source.at_sample = third
+    running = run(source)
+    try:
+        assert hanging.wait(10)
+        eventually(lambda: running.hung is not None, "the deadline has passed")
+        assert (running.reason, running.up) == (None, False)
+    finally:
+        release.set()
+    eventually(lambda: running.up, "the source is up again")
+
+
+def test_stopping_takes_a_last_sample_and_closes(run):
+    source = Scripted()
+    running = run(source)
+    source.interval = 1000.0
+    eventually(lambda: source.folded and running.up, "a first sample")
+    taken = len(source.folded)
+    running.stop()
+    assert running.join(10)
+    assert len(source.folded) in (taken + 1, taken + 2)
+    assert source.calls[-2:] == ["sample", "close"]
+
+
+def test_stopping_while_a_source_is_unavailable_ends_at_once(pauses):
+    source = Scripted(opens=[SourceUnavailable("never")] * 10**6)
+    running = Runner(source, threading.Lock())
+    running.start()
+    assert running.settled.wait(10)
+    running.stop()
+    assert running.join(10)
+    assert "sample" not in source.calls
+
+
+def test_the_time_a_sample_waited_for_events_is_not_its_duration(run):
+    source = Scripted()
+    source.waited = 1000.0
+    running = run(source)
+    assert running.settled.wait(10)
+    assert running.duration == 0.0

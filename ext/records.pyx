@@ -4,6 +4,7 @@
 import socket
 
 from libc.stdint cimport int32_t, uint8_t, uint32_t, uint64_t
+from libc.string cimport memcpy, memset
 
 
 cdef extern from "fold.h" nogil:
@@ -20,10 +21,14 @@ cdef extern from "fold.h" nogil:
         FT_CM_EVENT
         FT_AH_CREATED
         FT_CM_SENT
+        FT_QP_EXTENDED
+        FT_PROCESS_EXITED
         FT_FLAG_EXITING
         FT_FLAG_KERNEL
         FT_FLAG_GID
         FT_FLAG_ACCESS
+        FT_FLAG_UVERBS
+        FT_FLAG_GID_INDEX
         FT_LOSS_MAX
         FT_SIZE_SLOTS
         FT_COMM_LEN
@@ -45,6 +50,7 @@ cdef extern from "fold.h" nogil:
         uint32_t path_mtu
         uint8_t gid[16]
         uint8_t peer_gid[16]
+        uint32_t gid_index
 
     cdef struct ft_mr:
         uint64_t address
@@ -74,6 +80,7 @@ cdef extern from "fold.h" nogil:
         uint32_t tid
         char comm[16]
         char device[64]
+        uint32_t uverbs
         ft_qp qp
         ft_mr mr
         ft_cm cm
@@ -117,13 +124,23 @@ DEVICE_REMOVED = FT_DEVICE_REMOVED
 CM_EVENT = FT_CM_EVENT
 AH_CREATED = FT_AH_CREATED
 CM_SENT = FT_CM_SENT
+QP_EXTENDED = FT_QP_EXTENDED
+PROCESS_EXITED = FT_PROCESS_EXITED
 
 QUEUE_SEND = FT_QUEUE_SEND
 QUEUE_RECEIVE = FT_QUEUE_RECEIVE
 QUEUE_SHARED_RECEIVE = FT_QUEUE_SHARED_RECEIVE
 
 #: Index of the per-CPU array of losses -> the catalog's fabrictap.loss.reason.
-LOSSES = ("buffer_full", "table_full", "table_busy", "chain_too_long", "too_many_sges", "memory_fault")
+LOSSES = (
+    "buffer_full",
+    "table_full",
+    "table_busy",
+    "chain_too_long",
+    "too_many_sges",
+    "memory_fault",
+    "unknown_handle",
+)
 assert len(LOSSES) == FT_LOSS_MAX
 
 
@@ -170,7 +187,13 @@ cdef class Record:
     @property
     def comm(self): return _text(self._raw.comm, FT_COMM_LEN)
     @property
-    def device(self): return _text(self._raw.device, FT_DEVICE_NAME_LEN)
+    def device(self):
+        """Name of the RDMA device; empty where :attr:`uverbs` stands for it, or the kind has none."""
+        return "" if self._raw.flags & FT_FLAG_UVERBS else _text(self._raw.device, FT_DEVICE_NAME_LEN)
+    @property
+    def uverbs(self):
+        """dev_t of the uverbs device where the probe knew the RDMA device by that only, until :meth:`place`."""
+        return self._raw.uverbs if self._raw.flags & FT_FLAG_UVERBS else None
     @property
     def exiting(self): return bool(self._raw.flags & FT_FLAG_EXITING)
     @property
@@ -198,6 +221,9 @@ cdef class Record:
     def qp_path_mtu(self): return self._raw.qp.path_mtu
     @property
     def qp_gid(self): return _gid(self._raw.qp.gid) if self._raw.flags & FT_FLAG_GID else None
+    @property
+    def qp_gid_index(self):
+        return self._raw.qp.gid_index if self._raw.flags & FT_FLAG_GID_INDEX else None
     @property
     def qp_peer_gid(self): return _gid(self._raw.qp.peer_gid)
 
@@ -227,6 +253,18 @@ cdef class Record:
     def ah_id(self): return self._raw.ah.id
     @property
     def ah_peer_gid(self): return _gid(self._raw.ah.peer_gid)
+
+    def place(self, str device, str gid=None):
+        """Name what the probe knew by number only: the RDMA device, and for a QP its own ``gid``."""
+        cdef bytes name = device.encode()[: FT_DEVICE_NAME_LEN - 1]
+        cdef bytes raw
+        memset(self._raw.device, 0, FT_DEVICE_NAME_LEN)
+        memcpy(self._raw.device, <const char *>name, len(name))
+        self._raw.flags &= ~FT_FLAG_UVERBS
+        if gid is not None:
+            raw = socket.inet_pton(socket.AF_INET6, gid)
+            memcpy(self._raw.qp.gid, <const char *>raw, 16)
+            self._raw.flags |= FT_FLAG_GID
 
 
 def decode(bytes batch):

@@ -341,4 +341,32 @@ int create_ah_return(struct pt_regs *ctx)
 	return 0;
 }
 
+/*
+ * ibv_qp_to_qp_ex hands out the function pointers of the extended API, whose posts are not counted: the
+ * queue pair must not pass for one that is seen in full. What it returns begins with the struct ibv_qp.
+ */
+SEC("uretprobe")
+int qp_to_qp_ex(struct pt_regs *ctx)
+{
+	struct ft_record *record;
+	struct user_qp qp;
+	__u64 device = 0;
+
+	if (!PT_REGS_RC(ctx))
+		return 0;
+	if (bpf_probe_read_user(&qp, sizeof(qp), (void *)PT_REGS_RC(ctx)) ||
+	    bpf_probe_read_user(&device, sizeof(device), (void *)qp.context)) {
+		lose(FT_LOSS_FAULT);
+		return 0;
+	}
+	record = reserve(FT_QP_EXTENDED);
+	if (!record)
+		return 0;
+	record->qp.qpn = qp.qp_num;
+	record->qp.type = qp.qp_type;
+	bpf_probe_read_user_str(record->device, sizeof(record->device), (void *)(device + USER_DEVICE_NAME));
+	bpf_ringbuf_submit(record, 0);
+	return 0;
+}
+
 char LICENSE[] SEC("license") = "Dual BSD/GPL";

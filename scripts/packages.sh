@@ -31,6 +31,7 @@ required=(
 )
 # Not everywhere, and not needed to build or to test.
 optional=(
+    bpftrace           # a peer of make bench
     bpftool            # to look at loaded programs and maps; in linux-tools on Ubuntu
 )
 

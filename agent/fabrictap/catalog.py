@@ -211,7 +211,8 @@ LOSS = Attribute(
     str,
     "What could not be recorded: buffer_full a control record, table_full posts of a new queue pair, "
     "table_busy likewise, chain_too_long the rest of a chain of work requests, too_many_sges the rest of a "
-    "scatter/gather list, memory_fault the rest of a post, wrong_size a record of another version",
+    "scatter/gather list, memory_fault the rest of a post, wrong_size a record of another version, "
+    "unknown_handle a command on an object that is older than the agent (hook level syscall)",
     (
         "buffer_full",
         "table_full",
@@ -220,6 +221,7 @@ LOSS = Attribute(
         "too_many_sges",
         "memory_fault",
         "wrong_size",
+        "unknown_handle",
     ),
 )
 TABLE = Attribute(

@@ -31,8 +31,36 @@ enum rdma_restrack_type {
 
 #pragma clang attribute push(__attribute__((preserve_access_index)), apply_to = record)
 
+/* atomic_t */
+struct atomic_counter {
+	int counter;
+};
+
+struct inode {
+	__u32 i_rdev;
+};
+
+struct file {
+	struct inode *f_inode;
+};
+
+struct fdtable {
+	unsigned int max_fds;
+	struct file **fd;
+};
+
+struct files_struct {
+	struct fdtable *fdt;
+};
+
+struct signal_struct {
+	struct atomic_counter live;
+};
+
 struct task_struct {
 	unsigned int flags;
+	struct files_struct *files;
+	struct signal_struct *signal;
 };
 
 union ib_gid {
@@ -106,6 +134,14 @@ struct uverbs_attr_bundle {
 	struct ib_udata ucore;
 };
 
+struct trace_event_raw_sys_enter {
+	unsigned long args[6];
+};
+
+struct trace_event_raw_sys_exit {
+	long ret;
+};
+
 /* Addresses are struct sockaddr_in6. Tracepoint records of drivers/infiniband/core/cma_trace.h, since ed999f820a6c ("RDMA/cma: Add trace points"), 5.6. */
 struct trace_event_raw_cma_qp_class {
 	__u32 qp_num;
@@ -127,6 +163,7 @@ struct trace_event_raw_cm_event_handler {
 
 /* enum ib_qp_attr_mask, include/rdma/ib_verbs.h */
 #define IB_QP_STATE (1 << 0)
+#define IB_QP_PORT (1 << 5)
 #define IB_QP_AV (1 << 7)
 #define IB_QP_PATH_MTU (1 << 8)
 #define IB_QP_RQ_PSN (1 << 12)

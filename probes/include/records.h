@@ -28,6 +28,8 @@ enum ft_record_kind {
 	FT_CM_EVENT = 10,
 	FT_AH_CREATED = 11,
 	FT_CM_SENT = 12,
+	FT_PROCESS_EXITED = 13,	/* and all that it had made ends; only where that is not seen one by one */
+	FT_QP_EXTENDED = 14,	/* software got hold of its ibv_qp_ex: posts may come by ibv_wr_*, unseen */
 };
 
 /* ft_cm.event of FT_CM_SENT */
@@ -39,6 +41,8 @@ enum ft_record_kind {
 #define FT_FLAG_KERNEL 0x2	/* the object belongs to a kernel user, not to a process */
 #define FT_FLAG_GID 0x4		/* qp.gid is set */
 #define FT_FLAG_ACCESS 0x8	/* mr.access and mr.address are set */
+#define FT_FLAG_UVERBS 0x10	/* the device is known by number only: uverbs is set, not device */
+#define FT_FLAG_GID_INDEX 0x20	/* qp.gid_index is set */
 
 struct ft_qp {
 	__u32 qpn;
@@ -53,6 +57,8 @@ struct ft_qp {
 	__u32 path_mtu;		/* enum ib_mtu */
 	__u8 gid[FT_GID_LEN];
 	__u8 peer_gid[FT_GID_LEN];
+	__u32 gid_index;	/* in the GID table of the port */
+	__u32 padding;
 };
 
 struct ft_mr {
@@ -88,7 +94,10 @@ struct ft_record {
 	__u32 tgid;
 	__u32 tid;
 	char comm[FT_COMM_LEN];
-	char device[FT_DEVICE_NAME_LEN];
+	union {
+		char device[FT_DEVICE_NAME_LEN];
+		__u32 uverbs;	/* dev_t of the character device */
+	};
 	union {
 		struct ft_qp qp;
 		struct ft_mr mr;
@@ -107,6 +116,7 @@ enum ft_loss {
 	FT_LOSS_CHAIN,		/* chain of work requests longer than the walk */
 	FT_LOSS_SGE,		/* scatter/gather list longer than the read */
 	FT_LOSS_FAULT,		/* user memory was not readable: the rest of the post is not counted */
+	FT_LOSS_HANDLE,		/* a command on an object that is older than the agent, or that the table forgot */
 	FT_LOSS_MAX,
 };
 

@@ -12,7 +12,7 @@ PROGRAM = Path(sys.prefix) / "bin" / "fabrictap"
 
 
 class Agent:
-    """``fabrictap run`` with a file exporter, by default for one device. ``start`` returns when it watches."""
+    """``fabrictap run`` with a file exporter, for all devices or one. ``start`` returns when it watches."""
 
     def __init__(self, machine: Machine, name: str, *settings: str, device: str = "*") -> None:
         self.machine = machine

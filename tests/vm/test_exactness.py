@@ -6,7 +6,7 @@ Two agents stand for two nodes, one per device; all tools run while both watch, 
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import pytest
 
@@ -21,13 +21,11 @@ GIDS = {device: f"::ffff:{address}" for device, address in ADDRESSES.items()}
 
 @dataclass(frozen=True)
 class Scenario:
-    """A command line; ``posts``: (end, operation) -> (work requests, bytes) of each of ``qps`` queue pairs."""
+    """A command line; ``posts``: (end, operation) -> (work requests, bytes) of each of its queue pairs."""
 
     command: str
     posts: dict[tuple[str, str], tuple[int, int]]
     qps: int = 1
-    gid_of_peer: bool = True
-    extra: dict[str, str] = field(default_factory=dict)
 
 
 # Truth by arguments: the work requests that the tool must post. What it posts besides (handshakes of -R, the

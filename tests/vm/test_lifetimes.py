@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import signal
+import sys
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
@@ -13,6 +15,7 @@ from vm.agent import Agent
 from vm.harness import Machine, Process
 from vm.traffic import ADDRESSES, Server, listen, perftest
 
+HERE = Path(__file__).parent
 # Sleeps between messages, so that the agent gets the emulated CPU too; it runs until it is ended.
 ENDLESS = ("ibv_rc_pingpong", "-e", "-n", "10000000", "-s", "1024")
 
@@ -86,7 +89,9 @@ def test_connection_older_than_the_agent_is_listed_and_counted_from_then_on(
     assert sent[0]["fabrictap.coverage"] == "since"
 
 
-def test_killed_process_ends_its_flows_and_series(machine: Machine, agent: Agent) -> None:
+@pytest.mark.parametrize("level", ["auto", "syscall"])
+def test_killed_process_ends_its_flows_and_series(machine: Machine, agent: Agent, level: str) -> None:
+    agent.settings += (f"sources.verbs.control={level}",)
     agent.start()
     with connection(machine) as (_server, client):
         wait_for(agent, "no posts", lambda e: _sends(e, client.pid))
@@ -96,7 +101,13 @@ def test_killed_process_ends_its_flows_and_series(machine: Machine, agent: Agent
         )
         reasons = {s["rdma.flow.close_reason"] for s in exported.spans_named("rdma.flow", pid=client.pid)}
         assert reasons == {"process_exited"}
-        for name in ("rdma.qp.status", "rdma.verbs.operations", "rdma.verbs.io", "rdma.memory_region.size"):
+        for name in (
+            "rdma.qp.status",
+            "rdma.verbs.operations",
+            "rdma.verbs.io",
+            "rdma.memory_region.size",
+            "rdma.context.count",
+        ):
             wait_for(agent, f"{name} goes on", lambda e, name=name: not e.now(name, pid=client.pid))
             assert exported.find(name, pid=client.pid)
         (span,) = exported.spans_named("rdma.flow", pid=client.pid, role="sender")
@@ -157,7 +168,7 @@ def test_device_that_is_removed_and_made_again(machine: Machine, agent: Agent) -
     assert "Traceback" not in agent.log
 
 
-@pytest.mark.parametrize("level", ["fexit", "kprobe"])
+@pytest.mark.parametrize("level", ["fexit", "kprobe", "syscall"])
 def test_every_hook_level_gives_the_same(machine: Machine, agent: Agent, level: str) -> None:
     agent.settings += (f"sources.verbs.control={level}",)
     agent.start()
@@ -166,18 +177,40 @@ def test_every_hook_level_gives_the_same(machine: Machine, agent: Agent, level: 
     exported = agent.stop()
     attached = exported.find("fabrictap.probe.attached")
     methods = {p["fabrictap.probe.method"] for p in attached if p.value}
-    assert methods == {level, "tracepoint", "uprobe"}
+    # The system calls are tracepoints, as are those of the connection manager.
+    assert methods == {level, "tracepoint", "uprobe"} - {"syscall"}
+    assert any(p["fabrictap.probe"].startswith(f"{level}_") for p in attached)
     assert not [p for p in attached if not p.value]
     (span,) = exported.spans_named("rdma.flow", pid=traffic.client_pid, role="sender")
     assert span["rdma.flow.identity"] == "exact"
     assert span["rdma.flow.rdma_write.io"] == 30 * 4096
     assert span["rdma.path_mtu"] == 1024
+    assert span["rdma.gid"] == f"::ffff:{ADDRESSES['rxe1']}"
+    assert span["rdma.peer.gid"] == f"::ffff:{ADDRESSES['rxe0']}"
+    # Each end has derived the same trace from what it knows itself.
+    (received,) = exported.spans_named("rdma.flow", pid=traffic.server_pid, role="receiver")
+    assert received["rdma.flow.identity"] == "exact"
+    assert received.trace_id == span.trace_id
+    assert received["rdma.flow.close_reason"] == span["rdma.flow.close_reason"] == "destroyed"
+    for pid in (traffic.client_pid, traffic.server_pid):
+        assert not exported.now("rdma.qp.status", pid=pid)
+        assert not exported.now("rdma.memory_region.size", pid=pid)
 
 
-@pytest.mark.parametrize("level", ["fexit", "kprobe"])
+@pytest.mark.parametrize("level", ["fexit", "kprobe", "syscall"])
 def test_remotely_accessible_memory_has_an_owner(machine: Machine, agent: Agent, level: str) -> None:
     agent.settings += (f"sources.verbs.control={level}",)
     agent.start()
+    # The connection manager is watched from the first tick on.
+    wait_for(
+        agent,
+        "the connection manager is not watched",
+        lambda e: any(
+            p["fabrictap.probe"] == "tracepoint_cm_event"
+            for p in e.now("fabrictap.probe.attached")
+            if p.value
+        ),
+    )
     server = listen(machine, "rping", "-C", "10000000", "-S", "1000")
     client = server.connect(machine, "rxe1")
     try:
@@ -190,11 +223,51 @@ def test_remotely_accessible_memory_has_an_owner(machine: Machine, agent: Agent,
         assert size.value >= 1000
         assert size["rdma.device"] == "rxe1"
         assert size["process.executable.name"] == "rping"
-        assert exported.total("rdma.cm.events", rdma_cm_event="established") >= 1
+        wait_for(
+            agent,
+            "no event of the connection manager",
+            lambda e: e.total("rdma.cm.events", rdma_cm_event="established"),
+        )
     finally:
         client.kill()
         server.process.kill()
     wait_for(agent, "memory stays", lambda e: not e.now("rdma.memory_region.size", pid=client.pid))
+    agent.stop()
+
+
+def test_malformed_verbs_ioctls_disturb_nothing_at_level_syscall(machine: Machine, agent: Agent) -> None:
+    agent.settings += ("sources.verbs.control=syscall",)
+    agent.start()
+    program = machine.put(HERE / "malformed_ioctls.py")
+    with connection(machine) as (_server, client):
+        wait_for(agent, "no posts", lambda e: _sends(e, client.pid))
+        sending = machine.start([sys.executable, program, "rxe1"])
+        assert sending.wait(60).rc == 0
+        exported = agent.exports()
+        assert not exported.find("rdma.qp.status", pid=sending.pid)
+        assert not exported.find("rdma.memory_region.size", pid=sending.pid)
+        (status,) = [p for p in exported.now("rdma.qp.status", pid=client.pid) if p.value]
+        assert status["rdma.qp.state"] == "rts"
+    traffic = perftest(machine, "ib_write_bw", "-n", "20", "-s", "4096")
+    wait_for(agent, "flows", lambda e: len(e.spans_named("rdma.flow", pid=traffic.client_pid)) == 2)
+    exported = agent.stop()
+    (span,) = exported.spans_named("rdma.flow", pid=traffic.client_pid, role="sender")
+    assert span["rdma.flow.identity"] == "exact"
+    assert span["rdma.flow.rdma_write.io"] == 20 * 4096
+    assert "Traceback" not in agent.log
+
+
+def test_extended_api_is_not_passed_off_as_nothing_posted(machine: Machine, agent: Agent) -> None:
+    """ibv_wr_* is not counted yet: the flow says so and carries no zero."""
+    agent.start()
+    traffic = perftest(machine, "ibv_rc_pingpong", "-N", "-n", "50")
+    exported = wait_for(
+        agent, "flows", lambda e: len(e.spans_named("rdma.flow", pid=traffic.client_pid)) == 2
+    )
+    for span in exported.spans_named("rdma.flow", pid=traffic.client_pid):
+        assert span["fabrictap.coverage"] == "control_only"
+        assert "rdma.flow.io" not in span.attributes
+        assert span["rdma.flow.identity"] == "exact"
     agent.stop()
 
 

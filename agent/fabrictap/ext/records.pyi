@@ -15,6 +15,8 @@ CONTEXT_CLOSED: int
 DEVICE_REMOVED: int
 CM_EVENT: int
 CM_SENT: int
+QP_EXTENDED: int
+PROCESS_EXITED: int
 AH_CREATED: int
 
 QUEUE_SEND: int
@@ -29,6 +31,7 @@ class Record:
     tid: int
     comm: str
     device: str
+    uverbs: int | None
     exiting: bool
     kernel: bool
     qpn: int
@@ -42,6 +45,7 @@ class Record:
     qp_sq_psn: int
     qp_path_mtu: int
     qp_gid: str | None
+    qp_gid_index: int | None
     qp_peer_gid: str | None
     mr_address: int | None
     mr_access: int | None
@@ -55,6 +59,7 @@ class Record:
     cm_qpn: int
     ah_id: int
     ah_peer_gid: str | None
+    def place(self, device: str, gid: str | None = None) -> None: ...
 
 class PostKey:
     raw: bytes

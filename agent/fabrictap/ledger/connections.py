@@ -63,6 +63,8 @@ class Connection:
     posted: dict[str, Posted] = field(default_factory=dict)
     sender: Flow | None = None
     receiver: Flow | None = None
+    #: Software holds the function pointers of ibv_wr_*: its posts may go unseen.
+    extended: bool = False
 
 
 class Connections:

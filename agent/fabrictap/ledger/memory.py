@@ -67,6 +67,10 @@ class MemoryRegions:
         for key in [key for key in self._regions if key[0] == device]:
             del self._regions[key]
 
+    def remove_process(self, pid: int) -> None:
+        for key in [key for key, region in self._regions.items() if region.pid == pid]:
+            del self._regions[key]
+
 
 @dataclass(slots=True)
 class Context:
@@ -113,4 +117,8 @@ class Contexts:
 
     def remove_device(self, device: str) -> None:
         for key in [key for key in self._contexts if key[0] == device]:
+            del self._contexts[key]
+
+    def remove_process(self, pid: int) -> None:
+        for key in [key for key in self._contexts if key[1] == pid]:
             del self._contexts[key]

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from fabrictap.ext.bpf import BpfError, KernelTypes, Link, Object, RingBuffer, has_bpf_loop, possible_cpus
 from fabrictap.ext.records import LOSSES, POST_KEY_SIZE, POST_SIZE, RECORD_SIZE, sum_per_cpu
-from fabrictap.sources.providers import DATA_PATH, Place, entry
+from fabrictap.sources.providers import DATA_PATH, Entry, Place, entry
 
 _log = logging.getLogger(__name__)
 _OBJECTS = Path(__file__).parent.parent / "probes"
@@ -132,7 +132,7 @@ def load_data(post_memory: int, event_buffer: int, *, bounded: bool = False) -> 
     """
     bounded = bounded or not has_bpf_loop()
     wanted = {f"{name}_bounded" if bounded else name: "uprobe" for name in DATA_PATH}
-    wanted |= {"create_ah": "uprobe", "create_ah_return": "uretprobe"}
+    wanted |= {"create_ah": "uprobe", "create_ah_return": "uretprobe", "qp_to_qp_ex": "uretprobe"}
     entries = max(16, min(_MAX_POST_KEYS, post_memory // (POST_KEY_SIZE + POST_SIZE * possible_cpus())))
     try:
         probes = _load(
@@ -157,8 +157,9 @@ def attach_place(probes: Probes, place: Place) -> bool:
     try:
         # Through the descriptor: the file that was looked at is the file that is probed.
         path = f"/proc/self/fd/{descriptor}"
-        start = entry(descriptor, place.offset)
-        probes.links.append(probes.object.attach_uprobe(program, path, start.offset))
+        on_return = name == "qp_to_qp_ex"
+        start = Entry(place.offset, True) if on_return else entry(descriptor, place.offset)
+        probes.links.append(probes.object.attach_uprobe(program, path, start.offset, on_return))
         probes.attached[program] = probes.attached.get(program, 0) + 1
         if name == "create_ah":
             probes.links.append(probes.object.attach_uprobe("create_ah_return", path, place.offset, True))

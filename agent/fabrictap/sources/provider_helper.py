@@ -62,6 +62,11 @@ def main() -> int:
     own = _place("create_ah", create_ah) if create_ah else None
     if own is not None:
         places.append(own)
+    # Newer than the others (rdma-core v24): a library without it has no extended API either.
+    extended = getattr(verbs, "ibv_qp_to_qp_ex", None)
+    address = ctypes.cast(extended, ctypes.c_void_p).value if extended is not None else None
+    if address and (found := _place("qp_to_qp_ex", address)):
+        places.append(found)
     count = ctypes.c_int(0)
     devices = verbs.ibv_get_device_list(ctypes.byref(count))
     for index in range(count.value if devices else 0):

@@ -7,8 +7,8 @@ its counters go.
 
 from __future__ import annotations
 
+import errno
 import logging
-import os
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -18,6 +18,7 @@ from fabrictap.config import Verbs as VerbsConfig
 from fabrictap.ext.bpf import BpfError
 from fabrictap.ext.records import (
     CONTEXT_OPENED,
+    PROCESS_EXITED,
     QP_CREATED,
     QP_DESTROYED,
     QP_MODIFIED,
@@ -43,11 +44,13 @@ from fabrictap.sources.probes import (
     load_data,
     module_loaded,
 )
+from fabrictap.sources.uverbs import Uverbs
 from fabrictap.sources.verbs_control import ControlFold, ends_flows
 from fabrictap.sources.verbs_posts import PostFold
 
 _log = logging.getLogger(__name__)
 _REAP_SECONDS = 10.0
+_RETRY_SECONDS = 30.0
 #: Records from which a process becomes known.
 _NEW_PROCESS = (CONTEXT_OPENED, QP_CREATED, QP_MODIFIED)
 
@@ -84,6 +87,7 @@ class Verbs:
         self._control: Probes | None = None
         self._connection_manager: Probes | None = None
         self._data: Probes | None = None
+        self._uverbs = Uverbs(self.errors)
         self._posts = Posts()
         self._control_fold = ControlFold(series, ledger)
         self._post_fold = PostFold(series, ledger)
@@ -98,6 +102,7 @@ class Verbs:
         self._anew = False
         self._next_tick = 0.0
         self._next_reap = 0.0
+        self._next_discovery = 0.0
         #: Why a part does not work, by part: said once.
         self.problems: dict[str, str] = {}
 
@@ -166,12 +171,13 @@ class Verbs:
         except BpfError as error:
             raise SourceUnavailable(f"the BPF ring buffer cannot be read: {error}") from None
         records = [record for batch in batches for record in decode(batch)]
-        if len(batches) > 1:
-            records.sort(key=lambda record: record.time_ns)
-        return records
+        # Of several buffers; and an end is told when it is done, with the time at which it began.
+        records.sort(key=lambda record: record.time_ns)
+        return self._uverbs.place(records)
 
     def _look_for_news(self) -> None:
         """Devices and modules may come while the agent runs."""
+        self._uverbs.forget()
         wanted = self._control is not None and "connection manager" not in self.problems
         if wanted and self._connection_manager is None and module_loaded("rdma_cm"):
             try:
@@ -182,28 +188,29 @@ class Verbs:
             devices = {path.name for path in Path("/sys/class/infiniband").iterdir()}
         except OSError:
             devices = set()
-        if devices - self._devices:
-            self._discover()
+        if devices - self._devices and time.monotonic() >= self._next_discovery and not self._discover():
+            self._next_discovery = time.monotonic() + _RETRY_SECONDS
+            devices = devices & self._devices
         self._devices = devices
 
-    def _discover(self) -> None:
-        """Find the provider functions and attach to those that are new."""
+    def _discover(self) -> bool:
+        """Find the provider functions and attach to those that are new. False: to be tried again."""
         if self._data is None:
-            return
+            return True
         try:
             report = providers.discover()
         except providers.HelperFailed as error:
             self._trouble("providers", str(error))
-            return
+            return False
         for device, problem in report.problems.items():
             self._trouble(f"provider of {device}", f"{problem}: its posts are not counted")
         for place in report.places:
             if place in self._places:
                 continue
             self._places.add(place)
-            attach_place(self._data, place)
-            if place.function in providers.DATA_PATH:
+            if attach_place(self._data, place) and place.function in providers.DATA_PATH:
                 self._attached.setdefault((place.device, place.inode), time.time_ns())
+        return True
 
     def _read_posts(self) -> list[tuple[PostKey, Post, str | None]]:
         if self._data is None:
@@ -243,11 +250,13 @@ class Verbs:
     def _resolve(self, sample: Sample) -> None:
         """Read /proc of the processes that are new here, and notice those that have gone."""
         comms = {record.pid: record.comm for record in sample.records if record.kind in _NEW_PROCESS}
-        comms |= {key.pid: "" for key, _, _ in sample.posts or ()}
-        comms |= dict.fromkeys(self._unresolved, "")
+        for pid in (*(key.pid for key, _, _ in sample.posts or ()), *self._unresolved):
+            comms.setdefault(pid, "")
         self._unresolved = set()
+        # A process that opens a device may be another one than had its pid before.
+        opened = {record.pid for record in sample.records if record.kind == CONTEXT_OPENED}
         for pid, comm in comms.items():
-            if pid in self._known and self._known[pid] is not None:
+            if pid not in opened and self._known.get(pid) is not None:
                 continue
             sample.processes.append(read_process(pid, comm))
             self._known[pid] = sample.instrumented[pid] = self._instrumented_since(pid)
@@ -267,7 +276,7 @@ class Verbs:
         return min(since) if since else None
 
     def _count_error(self, error: BpfError) -> None:
-        name = os.strerror(error.errno)
+        name = errno.errorcode.get(error.errno, str(error.errno))
         self.errors[name] = self.errors.get(name, 0) + 1
 
     def _trouble(self, part: str, reason: str) -> None:
@@ -290,6 +299,9 @@ class Verbs:
             if record.kind == QP_DESTROYED:
                 # Its last posts first: what they moved belongs to the flows that end now.
                 self._post_fold.finish(record.device, record.qpn, posts, now_ns)
+            elif record.kind == PROCESS_EXITED:
+                for connection in self._control_fold.connections_of(record.pid):
+                    self._post_fold.finish(connection.device, connection.qpn, posts, now_ns)
             elif ends_flows(record):
                 self._post_fold.settle(record.device, record.qpn, posts, now_ns)
             self._control_fold.fold(record, record.time_ns + offset)

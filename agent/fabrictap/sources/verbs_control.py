@@ -54,6 +54,9 @@ class ControlFold:
         if kind in (records.CM_EVENT, records.CM_SENT):
             self._connection_manager(record, time_ns)
             return
+        if kind == records.PROCESS_EXITED:
+            self._process_exited(record, time_ns)
+            return
         if kind == records.AH_CREATED or not self._ledger.filter(record.device):
             return
         if kind == records.QP_CREATED:
@@ -62,22 +65,12 @@ class ControlFold:
             self._qp_modified(record, time_ns)
         elif kind == records.QP_SNAPSHOT:
             self._qp_snapshot(record)
+        elif kind == records.QP_EXTENDED:
+            self._qp_extended(record)
         elif kind == records.QP_DESTROYED:
             self._qp_destroyed(record, time_ns)
-        elif kind == records.MR_REGISTERED:
-            self._ledger.memory.put(
-                MemoryRegion(
-                    record.device,
-                    record.mr_lkey,
-                    record.mr_rkey,
-                    None if record.kernel else record.pid,
-                    record.mr_address,
-                    record.mr_length,
-                    record.mr_access,
-                )
-            )
-        elif kind == records.MR_DEREGISTERED:
-            self._ledger.memory.remove(record.device, record.mr_lkey)
+        elif kind in (records.MR_REGISTERED, records.MR_DEREGISTERED):
+            self._memory(record)
         elif kind == records.CONTEXT_OPENED:
             self._leaving.discard(record.device)
             self._ledger.contexts.opened(record.device, record.pid, "probe")
@@ -93,7 +86,7 @@ class ControlFold:
         for connection in self._ledger.connections:
             if connection.origin != "netlink" or connection.coverage.kind != "control_only":
                 continue
-            if connection.pid is None:
+            if connection.pid is None or connection.extended:
                 continue
             if connection.pid not in self.instrumented:
                 unresolved.add(connection.pid)
@@ -174,6 +167,12 @@ class ControlFold:
         connection.port = record.qp_port or connection.port
         connection.mtu = _MTU.get(record.qp_path_mtu, connection.mtu)
 
+    def _qp_extended(self, record: Record) -> None:
+        connection = self._ledger.connections.get(record.device, record.qpn)
+        if connection is not None:
+            connection.extended = True
+            connection.coverage = Coverage("control_only")
+
     def _qp_destroyed(self, record: Record, time_ns: int) -> None:
         connection = self._ledger.connections.get(record.device, record.qpn)
         if connection is None:
@@ -184,6 +183,32 @@ class ControlFold:
         elif record.exiting:
             reason = "process_exited"
         self._ledger.connections.remove(connection, reason, time_ns)
+
+    def connections_of(self, pid: int) -> list[Connection]:
+        """The connections of a process."""
+        return [connection for connection in self._ledger.connections if connection.pid == pid]
+
+    def _process_exited(self, record: Record, time_ns: int) -> None:
+        """What the process left behind goes with it; where each end is told too, nothing is left by then."""
+        for connection in self.connections_of(record.pid):
+            self._ledger.connections.remove(connection, "process_exited", time_ns)
+        self._ledger.memory.remove_process(record.pid)
+        self._ledger.contexts.remove_process(record.pid)
+
+    def _memory(self, record: Record) -> None:
+        if record.kind == records.MR_DEREGISTERED:
+            self._ledger.memory.remove(record.device, record.mr_lkey)
+            return
+        region = MemoryRegion(
+            record.device,
+            record.mr_lkey,
+            record.mr_rkey,
+            None if record.kernel else record.pid,
+            record.mr_address,
+            record.mr_length,
+            record.mr_access,
+        )
+        self._ledger.memory.put(region)
 
     def _connection_manager(self, record: Record, time_ns: int) -> None:
         names = _CM_SENT if record.kind == records.CM_SENT else _CM_EVENTS
@@ -196,11 +221,11 @@ class ControlFold:
 
 
 def ends_flows(record: Record) -> bool:
-    """Whether a queue pair's flows end with this record: it is destroyed, reset, or in error."""
+    """Whether flows end with this record: a queue pair is destroyed, reset or in error, or a process ends."""
     if record.kind == records.QP_MODIFIED:
         moved = record.qp_result == 0 and record.qp_mask & _MASK_STATE
         return bool(moved) and _state(record.qp_state) in ("reset", "err")
-    return record.kind == records.QP_DESTROYED
+    return record.kind in (records.QP_DESTROYED, records.PROCESS_EXITED)
 
 
 def _state(number: int) -> str:

@@ -182,7 +182,8 @@ class PostFold:
             posted.operations += counter.totals[0] - counter.attributed[0]
             posted.bytes += counter.totals[1] - counter.attributed[1]
             counter.attributed = counter.totals[:2]
-            if connection.coverage.kind == "control_only" and self.probed_since_ns is not None:
+            hidden = connection.coverage.kind == "control_only" and not connection.extended
+            if hidden and self.probed_since_ns is not None:
                 connection.coverage = self._coverage(connection, self.probed_since_ns)
         if not counter.series:
             self._make_series(counter, connection, now_ns)
@@ -207,7 +208,7 @@ class PostFold:
 
     @staticmethod
     def _coverage(connection: Connection, since_ns: int) -> Coverage:
-        """A process may end before its libraries can be looked at; that it posted says that they are probed."""
+        """A process may end before its libraries are looked at; that it posted says that they are probed."""
         if (
             connection.origin == "probe"
             and connection.state != "unknown"

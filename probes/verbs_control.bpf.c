@@ -193,6 +193,9 @@ static __always_inline int qp_ending(struct ib_qp *qp)
 	__u64 thread = bpf_get_current_pid_tgid();
 	struct ft_record record;
 
+	/* A further handle of an XRC target (ib_open_qp): the queue pair itself stays. */
+	if (BPF_CORE_READ(qp, real_qp) != qp)
+		return 0;
 	begin(&record, FT_QP_DESTROYED);
 	record.flags |= task_flags();
 	read_qp(&record, qp);

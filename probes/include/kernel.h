@@ -105,6 +105,7 @@ struct rdma_restrack_entry {
 struct ib_qp {
 	struct ib_device *device;
 	const struct ib_gid_attr *av_sgid_attr;
+	struct ib_qp *real_qp;
 	__u32 qp_num;
 	enum ib_qp_type qp_type;
 	__u32 port;

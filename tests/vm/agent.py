@@ -33,6 +33,7 @@ class Agent:
         for setting in self.settings:
             argv += ["--set", setting]
         self.process = self.machine.start(argv)
+        self.until_logged("source verbs delivers")
         self.until_logged(wait_for)
         return self
 

@@ -126,7 +126,7 @@ class Verbs:
         if self._control is None and self._data is None:
             reasons = "; ".join(self.problems.values()) or "both paths are off in the configuration"
             raise SourceUnavailable(reasons)
-        self._discover()
+        self._look_for_news()
         self._next_tick = time.monotonic() + self._config.interval
 
     def sample(self) -> Sample:

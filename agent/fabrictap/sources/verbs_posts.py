@@ -119,7 +119,13 @@ class PostFold:
             self._retire(raw, now_ns)
 
     def restart(self, now_ns: int) -> None:
-        """The kernel's map is a new one: end everything that counted what was in the old."""
+        """The kernel's map is a new one: end everything that counted what was in the old.
+
+        What was posted in between is not known, so that no connection is seen in full any more.
+        """
+        for connection in self._ledger.connections:
+            if connection.coverage.kind != "control_only":
+                connection.coverage = Coverage("since", now_ns)
         for raw in [*self._counters, *self._ignored]:
             self._retire(raw, now_ns)
         self._retired.clear()

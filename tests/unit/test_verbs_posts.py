@@ -178,7 +178,10 @@ def test_probes_loaded_anew_count_from_zero_in_new_series(live):
     live.verbs.close()
     live.tick(raw.post(17, operations=2), anew=True)
     assert before.ended
-    assert live.one(catalog.VERBS_OPERATIONS).value == 2
+    assert before.attributes["fabrictap.coverage"] == "exact"
+    # What was posted while nothing was attached is not in it.
+    after = live.one(catalog.VERBS_OPERATIONS, **{"fabrictap.coverage": "since"})
+    assert after.value == 2
     assert live.sweep() == []
 
 

@@ -59,25 +59,27 @@ def discover(timeout: float = 20.0) -> Report:
     """Run the helper. Raises HelperFailed."""
     command = [sys.executable, "-m", "fabrictap.sources.provider_helper"]
     try:
-        # -P/-I are not used: the helper must import this very package.
         # A session of its own: what ends the agent's process group is not meant for a helper half-way.
-        done = subprocess.run(
+        helper = subprocess.Popen(
             command,
-            capture_output=True,
-            timeout=timeout,
-            check=False,
             stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
             start_new_session=True,
         )
-    except subprocess.TimeoutExpired:
-        raise HelperFailed(f"opening the RDMA devices took longer than {timeout:g} s") from None
     except OSError as error:
         raise HelperFailed(f"cannot start {sys.executable}: {error.strerror}") from None
-    if done.returncode != 0:
-        last = done.stderr.decode("utf-8", "replace").strip().splitlines()[-1:] or ["no message"]
-        raise HelperFailed(f"the helper ended with {done.returncode}: {last[0]}")
     try:
-        return msgspec.json.decode(done.stdout, type=Report)
+        output, said = helper.communicate(timeout=timeout)
+    except subprocess.TimeoutExpired:
+        # Killed and not waited for: a driver may hold it where no signal reaches.
+        helper.kill()
+        raise HelperFailed(f"opening the RDMA devices took longer than {timeout:g} s") from None
+    if helper.returncode != 0:
+        last = said.decode("utf-8", "replace").strip().splitlines()[-1:] or ["no message"]
+        raise HelperFailed(f"the helper ended with {helper.returncode}: {last[0]}")
+    try:
+        return msgspec.json.decode(output, type=Report)
     except msgspec.MsgspecError as error:
         raise HelperFailed(f"the helper's answer is not understood: {error}") from None
 

@@ -15,9 +15,9 @@ from fabrictap.ledger import Ledger
 from fabrictap.runner import Runner
 from fabrictap.selfwatch import SelfWatch
 from fabrictap.series import SeriesTable
-from fabrictap.sources.infiniband import Infiniband
-from fabrictap.sources.rdma_netlink import RdmaNetlink
-from fabrictap.sources.verbs import Verbs
+from fabrictap.sources.infiniband.source import Infiniband
+from fabrictap.sources.rdma_netlink.source import RdmaNetlink
+from fabrictap.sources.verbs.source import Verbs
 
 _log = logging.getLogger(__name__)
 _STOP_SECONDS = 5.0

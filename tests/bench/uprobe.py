@@ -21,7 +21,7 @@ from doubles.provider import builder
 from doubles.provider.application import RC, Application
 from doubles.provider.builder import Double
 from fabrictap.ext.bpf import Object
-from fabrictap.sources.probes import Probes, attach_place, load_data
+from fabrictap.sources.verbs.probes import Probes, attach_place, load_data
 
 # Many short rounds: a machine that is busy with something else drifts within seconds.
 ROUNDS = 31

@@ -13,7 +13,7 @@ from fabrictap.ext.records import Post, PostKey, Record
 from fabrictap.ledger import Ledger
 from fabrictap.ledger.processes import Process
 from fabrictap.series import Series, SeriesTable
-from fabrictap.sources.verbs import Sample, Verbs
+from fabrictap.sources.verbs.source import Sample, Verbs
 
 DEVICE = "mlx5_0"
 SECOND = 10**9

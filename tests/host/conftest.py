@@ -15,7 +15,7 @@ from doubles.provider import builder
 from doubles.provider.application import Application
 from doubles.provider.builder import Double
 from fabrictap.ext.bpf import BpfError, Object
-from fabrictap.sources import probes
+from fabrictap.sources.verbs import probes
 from host.tap import Tap
 from support import require
 

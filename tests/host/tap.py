@@ -8,7 +8,7 @@ from typing import Any
 from doubles.provider.builder import FUNCTIONS, Double
 from fabrictap.ext import records
 from fabrictap.ext.records import Posts, Record, context_device, context_key, decode
-from fabrictap.sources.probes import attach_place, load_data
+from fabrictap.sources.verbs.probes import attach_place, load_data
 
 #: What a counter counts: device, context, queue, number, QP type, operation, peer qpn, address handle.
 #: The last is the ordinal of the handle in the application, 0 without.

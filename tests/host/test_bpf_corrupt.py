@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from fabrictap.sources import probes
+from fabrictap.sources.verbs import probes
 
 # Opens each file that it is told of and prints the outcome; a crash shows in its exit status.
 OPEN_ALL = """

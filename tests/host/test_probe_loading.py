@@ -9,7 +9,7 @@ import pytest
 from fabrictap.ext import records
 from fabrictap.ext.bpf import BpfError
 from fabrictap.ext.records import decode
-from fabrictap.sources import probes
+from fabrictap.sources.verbs import probes
 
 KIND = records.CM_EVENT
 #: A process id that cannot be: beyond PID_MAX_LIMIT.

@@ -12,7 +12,7 @@ import pytest
 
 from doubles.provider import builder, elf
 from doubles.provider.application import Application
-from fabrictap.sources import providers
+from fabrictap.sources.verbs import providers
 from support import require
 
 

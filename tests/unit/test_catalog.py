@@ -12,7 +12,10 @@ from fabrictap import catalog
 from fabrictap.catalog import Kind, Standard
 from fabrictap.ext import records
 from fabrictap.ledger.memory import REMOTE_ATOMIC, REMOTE_READ, REMOTE_WRITE, MemoryRegion
-from fabrictap.sources import probes, rdma_reconcile, verbs_control, verbs_posts
+from fabrictap.sources.rdma_netlink import reconcile as rdma_reconcile
+from fabrictap.sources.verbs import control as verbs_control
+from fabrictap.sources.verbs import posts as verbs_posts
+from fabrictap.sources.verbs import probes
 from fabrictap.view import catalog as view
 
 PACKAGE = Path(fabrictap.__file__).parent

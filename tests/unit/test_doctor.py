@@ -7,7 +7,7 @@ import pytest
 
 from fabrictap.config import Config, Devices, Export, File, Infiniband, Otlp, Signal, Sources
 from fabrictap.ext.bpf import BpfError
-from fabrictap.sources import providers
+from fabrictap.sources.verbs import providers
 from fabrictap.view import doctor
 
 ALL = (1 << 41) - 1

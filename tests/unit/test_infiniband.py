@@ -23,7 +23,7 @@ from fabrictap.config import Config, Devices
 from fabrictap.ledger import Ledger
 from fabrictap.series import Series, SeriesTable
 from fabrictap.sources import SourceUnavailable
-from fabrictap.sources.ib_counters import (
+from fabrictap.sources.infiniband.counters import (
     COUNTERS,
     COUNTERS_EXT,
     HW_COUNTERS,
@@ -32,8 +32,8 @@ from fabrictap.sources.ib_counters import (
     direction_of,
     is_error,
 )
-from fabrictap.sources.ib_sysfs import parse_rate, parse_state
-from fabrictap.sources.infiniband import Infiniband
+from fabrictap.sources.infiniband.source import Infiniband
+from fabrictap.sources.infiniband.sysfs import parse_rate, parse_state
 
 FIXTURES = Path(__file__).parent / "fixtures" / "sysfs"
 ARCHIVES = ["procfs.ttar", "rxe.ttar", "efa.ttar", "mlx5_roce.ttar"]

@@ -22,9 +22,10 @@ from fabrictap.ledger.connections import Connection, Coverage
 from fabrictap.ledger.devices import Device, Port
 from fabrictap.ledger.memory import MemoryRegion
 from fabrictap.series import SeriesTable
-from fabrictap.sources import SourceUnavailable, nldev
-from fabrictap.sources import nldev_messages as messages
-from fabrictap.sources.rdma_netlink import RdmaNetlink
+from fabrictap.sources import SourceUnavailable
+from fabrictap.sources.rdma_netlink import client as nldev
+from fabrictap.sources.rdma_netlink import messages
+from fabrictap.sources.rdma_netlink.source import RdmaNetlink
 
 CAPTURE = json.loads((Path(__file__).parent / "fixtures/nldev/rxe-6.1.json").read_text())
 COMMANDS = {1: "dev", 10: "qp", 11: "cm", 13: "mr", 22: "ctx"}

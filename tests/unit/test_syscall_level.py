@@ -14,10 +14,10 @@ from fabrictap.ext import records
 from fabrictap.ext.records import Record, decode
 from fabrictap.ledger import Ledger
 from fabrictap.series import SeriesTable
-from fabrictap.sources import probes
-from fabrictap.sources.uverbs import Uverbs
-from fabrictap.sources.verbs import Sample, Verbs
-from fabrictap.sources.verbs_control import ends_flows
+from fabrictap.sources.verbs import probes
+from fabrictap.sources.verbs.control import ends_flows
+from fabrictap.sources.verbs.source import Sample, Verbs
+from fabrictap.sources.verbs.uverbs import Uverbs
 
 UVERBS, GID_INDEX = 0x10, 0x20
 SECOND = 10**9

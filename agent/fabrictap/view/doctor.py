@@ -15,7 +15,8 @@ from pathlib import Path
 from fabrictap.config import Config
 from fabrictap.ext.bpf import BpfError, KernelTypes, has_bpf_loop
 from fabrictap.ledger.devices import DeviceFilter
-from fabrictap.sources import ib_sysfs, providers
+from fabrictap.sources.infiniband import sysfs as ib_sysfs
+from fabrictap.sources.verbs import providers
 from fabrictap.version import VERSION
 
 

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from doubles.provider import elf
-from fabrictap.sources import provider_helper
-from fabrictap.sources.providers import Place
+from fabrictap.sources.verbs import provider_helper
+from fabrictap.sources.verbs.providers import Place
 
 HERE = Path(__file__).parent
 INCLUDE = HERE.parents[2] / "probes" / "include"

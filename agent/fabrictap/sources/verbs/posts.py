@@ -14,7 +14,7 @@ from fabrictap.ledger import Ledger
 from fabrictap.ledger.connections import CONNECTED, Connection, Coverage, Posted
 from fabrictap.ledger.flows import INBOUND, LOCAL
 from fabrictap.series import AttributeValue, Histogram, Series, SeriesTable
-from fabrictap.sources.verbs_control import QP_TYPES
+from fabrictap.sources.verbs.control import QP_TYPES
 
 #: enum ibv_wr_opcode, libibverbs/verbs.h; 128 is a posted receive (records.h).
 OPERATIONS = {

@@ -14,10 +14,10 @@ from fabrictap.ledger import Ledger
 from fabrictap.ledger.connections import Connection, Coverage
 from fabrictap.ledger.memory import Context, MemoryRegion
 from fabrictap.ledger.processes import KERNEL, Process
-from fabrictap.sources.nldev import Listing
-from fabrictap.sources.nldev_messages import CmId, Owner, QueuePair
-from fabrictap.sources.nldev_messages import MemoryRegion as ListedRegion
-from fabrictap.sources.presence import Presence
+from fabrictap.sources.rdma_netlink.client import Listing
+from fabrictap.sources.rdma_netlink.messages import CmId, Owner, QueuePair
+from fabrictap.sources.rdma_netlink.messages import MemoryRegion as ListedRegion
+from fabrictap.sources.rdma_netlink.presence import Presence
 
 #: enum ib_qp_type; 0 and 1, the management interfaces, are the kernel's own and left out.
 _TYPES = {2: "rc", 3: "uc", 4: "ud", 8: "raw_packet", 9: "xrc_ini", 10: "xrc_tgt", 0xFF: "driver"}

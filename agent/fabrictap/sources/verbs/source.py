@@ -34,8 +34,11 @@ from fabrictap.ledger import Ledger
 from fabrictap.ledger.processes import Process
 from fabrictap.ledger.processes import read as read_process
 from fabrictap.series import SeriesTable
-from fabrictap.sources import SourceUnavailable, providers
-from fabrictap.sources.probes import (
+from fabrictap.sources import SourceUnavailable
+from fabrictap.sources.verbs import providers
+from fabrictap.sources.verbs.control import ControlFold, ends_flows
+from fabrictap.sources.verbs.posts import PostFold
+from fabrictap.sources.verbs.probes import (
     Probes,
     ProbesUnavailable,
     attach_place,
@@ -44,9 +47,7 @@ from fabrictap.sources.probes import (
     load_data,
     module_loaded,
 )
-from fabrictap.sources.uverbs import Uverbs
-from fabrictap.sources.verbs_control import ControlFold, ends_flows
-from fabrictap.sources.verbs_posts import PostFold
+from fabrictap.sources.verbs.uverbs import Uverbs
 
 _log = logging.getLogger(__name__)
 _REAP_SECONDS = 10.0

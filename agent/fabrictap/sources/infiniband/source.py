@@ -1,7 +1,7 @@
 """Hardware counters and link state of every RDMA port, from sysfs.
 
-One file is one counter is one series. See :mod:`fabrictap.sources.ib_counters` for which file becomes
-which metric and :mod:`fabrictap.sources.ib_watch` for what happens to a file that cannot be read.
+One file is one counter is one series. See :mod:`fabrictap.sources.infiniband.counters` for which file becomes
+which metric and :mod:`fabrictap.sources.infiniband.watch` for what happens to a file that cannot be read.
 """
 
 from __future__ import annotations
@@ -17,8 +17,8 @@ from fabrictap.ledger import Ledger
 from fabrictap.ledger.devices import Device, Port
 from fabrictap.series import AttributeValue, Series, SeriesTable
 from fabrictap.sources import SourceUnavailable
-from fabrictap.sources.ib_sysfs import DeviceTree, PortTree, parse_rate, parse_state, scan
-from fabrictap.sources.ib_watch import Counter, Reading, Watch, port_attributes, port_id
+from fabrictap.sources.infiniband.sysfs import DeviceTree, PortTree, parse_rate, parse_state, scan
+from fabrictap.sources.infiniband.watch import Counter, Reading, Watch, port_attributes, port_id
 
 _ACTIVE = "active"
 

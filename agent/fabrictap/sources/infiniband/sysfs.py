@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
 
-from fabrictap.sources.ib_counters import COUNTERS, COUNTERS_EXT, HW_COUNTERS, File
+from fabrictap.sources.infiniband.counters import COUNTERS, COUNTERS_EXT, HW_COUNTERS, File
 
 #: The kernel's show functions write at most a page; nothing read here is longer than a line.
 MAX_TEXT = 256

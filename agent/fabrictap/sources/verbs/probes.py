@@ -10,10 +10,10 @@ from pathlib import Path
 
 from fabrictap.ext.bpf import BpfError, KernelTypes, Link, Object, RingBuffer, has_bpf_loop, possible_cpus
 from fabrictap.ext.records import LOSSES, POST_KEY_SIZE, POST_SIZE, RECORD_SIZE, sum_per_cpu
-from fabrictap.sources.providers import DATA_PATH, Entry, Place, entry
+from fabrictap.sources.verbs.providers import DATA_PATH, Entry, Place, entry
 
 _log = logging.getLogger(__name__)
-_OBJECTS = Path(__file__).parent.parent / "probes"
+_OBJECTS = Path(__file__).parents[2] / "probes"
 #: Hook levels of the control path, best first.
 LEVELS = ("fexit", "kprobe", "syscall")
 #: Programs without which a level tells nothing worth having.

@@ -11,8 +11,9 @@ from fabrictap import config
 from fabrictap.ledger import Ledger, processes
 from fabrictap.ledger.processes import Process
 from fabrictap.series import SeriesTable
-from fabrictap.sources import SourceUnavailable, nldev
-from fabrictap.sources.rdma_reconcile import DeviceDump, Reconciler, Sample
+from fabrictap.sources import SourceUnavailable
+from fabrictap.sources.rdma_netlink import client as nldev
+from fabrictap.sources.rdma_netlink.reconcile import DeviceDump, Reconciler, Sample
 
 _log = logging.getLogger(__name__)
 

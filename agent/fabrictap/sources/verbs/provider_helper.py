@@ -1,4 +1,4 @@
-"""The helper process of :mod:`fabrictap.sources.providers`: prints one JSON report and exits.
+"""The helper process of :mod:`fabrictap.sources.verbs.providers`: prints one JSON report and exits.
 
 It runs apart from the agent because it loads every installed provider library and opens every device.
 Offsets are those of the public 64-bit ABI of libibverbs (struct ibv_context, struct ibv_device).

@@ -14,7 +14,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Generic, TypeVar
 
-from fabrictap.sources.nldev_messages import (
+from fabrictap.sources.rdma_netlink.messages import (
     ATTRIBUTE,
     DEV_INDEX,
     DEV_NAME,

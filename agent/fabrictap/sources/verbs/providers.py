@@ -1,8 +1,8 @@
 """Where the provider libraries keep post_send and its kin.
 
 They are reached through function pointers in ``ibv_context.ops``, in a stripped library: no symbol leads
-there. A short-lived helper process (:mod:`fabrictap.sources.provider_helper`) opens each device, reads the
-pointers and names the file and offset behind each; the agent attaches there, system-wide, by inode.
+there. A short-lived helper process (:mod:`fabrictap.sources.verbs.provider_helper`) opens each device, reads
+the pointers and names the file and offset behind each; the agent attaches there, system-wide, by inode.
 """
 
 from __future__ import annotations
@@ -57,7 +57,7 @@ class Entry:
 
 def discover(timeout: float = 20.0) -> Report:
     """Run the helper. Raises HelperFailed."""
-    command = [sys.executable, "-m", "fabrictap.sources.provider_helper"]
+    command = [sys.executable, "-m", "fabrictap.sources.verbs.provider_helper"]
     try:
         # A session of its own: what ends the agent's process group is not meant for a helper half-way.
         helper = subprocess.Popen(

@@ -12,7 +12,7 @@ from collections.abc import Hashable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Generic, TypeVar
 
-from fabrictap.sources.nldev_messages import Owner
+from fabrictap.sources.rdma_netlink.messages import Owner
 
 _K = TypeVar("_K", bound=Hashable)
 _V = TypeVar("_V")

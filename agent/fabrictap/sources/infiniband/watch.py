@@ -14,8 +14,8 @@ from typing import TypeVar
 from fabrictap.catalog import NETWORK_IO, Metric
 from fabrictap.ext import counters
 from fabrictap.series import AttributeValue
-from fabrictap.sources.ib_counters import HW_COUNTERS, classify, counts_bytes
-from fabrictap.sources.ib_sysfs import DeviceTree, Identity, PortTree, Scan, read_text, scan
+from fabrictap.sources.infiniband.counters import HW_COUNTERS, classify, counts_bytes
+from fabrictap.sources.infiniband.sysfs import DeviceTree, Identity, PortTree, Scan, read_text, scan
 
 _log = logging.getLogger(__name__)
 

@@ -35,7 +35,7 @@ help: ## this list
 
 setup: build/installed ## system packages, .venv, the compiled parts; does nothing when nothing has changed
 
-packages: build/packages ## only the system packages (scripts/packages.sh lists them and what each is for)
+packages: build/packages ## only the system packages (packaging/setup/packages.sh lists them and what each is for)
 
 demo: setup ## what fabrictap sees, shown on two RDMA devices in a VM
 	@$(BIN)/python tests/vm/demo.py $(ARGS)
@@ -75,9 +75,9 @@ clean: ## remove what was built; downloads stay in the cache (FABRICTAP_CACHE)
 
 # --- setup, step by step; each stamp is newer than what it was made from
 
-build/packages: scripts/packages.sh
+build/packages: packaging/setup/packages.sh
 	@mkdir -p build
-	@scripts/packages.sh install
+	@packaging/setup/packages.sh install
 	@touch $@
 
 build/python: build/packages
@@ -88,7 +88,7 @@ build/python: build/packages
 # The build tools of pyproject.toml are put into .venv and used from there: building needs no network after that.
 build/dependencies: build/python pyproject.toml
 	@echo 'setup: Python packages'
-	@$(BIN)/python scripts/requirements.py >build/requirements.txt
+	@$(BIN)/python packaging/setup/requirements.py >build/requirements.txt
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -r build/requirements.txt
 	@touch $@
 

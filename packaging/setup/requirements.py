@@ -15,7 +15,7 @@ else:  # no TOML reader in the library yet; pip brings one
 
 
 def main() -> None:
-    project = tomllib.loads((Path(__file__).resolve().parent.parent / "pyproject.toml").read_text())
+    project = tomllib.loads((Path(__file__).resolve().parents[2] / "pyproject.toml").read_text())
     requirements = [
         *project["build-system"]["requires"],
         *project["project"]["dependencies"],

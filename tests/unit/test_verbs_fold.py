@@ -8,6 +8,7 @@ from doubles import raw_records as raw
 from doubles.verbs_node import DEVICE, HERE, INIT, RTR, RTS, THERE, Node, created, destroyed, modified
 from fabrictap import catalog
 from fabrictap.ext import records
+from fabrictap.ledger.connections import Connection, Coverage
 
 
 @pytest.fixture
@@ -49,6 +50,29 @@ def test_a_modify_that_failed_changed_nothing(node):
     node.fold(created(), modified(INIT), modified(RTR, result=-22))
     connection = node.connection()
     assert (connection.state, connection.peer_gid, connection.receiver) == ("init", None, None)
+
+
+def listed(node: Node) -> Connection:
+    """What netlink puts into the ledger: neither GIDs nor peer."""
+    connection = Connection(DEVICE, 17, "rc", "rts", 1, "app1", node.now, "netlink", Coverage("control_only"))
+    assert node.ledger.connections.put(connection)
+    return connection
+
+
+@pytest.mark.parametrize("probe_first", [True, False])
+def test_an_older_connection_learns_its_peer_whoever_comes_first_probe_or_netlink(node, probe_first):
+    seen = {"gid": HERE, "peer_gid": THERE, "peer_qpn": 99, "mtu": 5}
+    answer = raw.qp(records.QP_SNAPSHOT, DEVICE, 17, mask=raw.AV | raw.DEST_QPN, state=RTS, **seen)
+    if probe_first:
+        node.fold(answer)
+        connection = listed(node)
+    else:
+        connection = listed(node)
+        node.fold(answer)
+    node.tick(raw.post(17, operations=3))
+    assert (connection.gid, connection.peer_gid, connection.peer_qpn) == (HERE, THERE, 99)
+    assert connection.coverage.kind == "since"
+    assert node.one(catalog.VERBS_OPERATIONS).attributes["rdma.peer.gid"] == THERE
 
 
 @pytest.mark.parametrize("kind", [0, 1])

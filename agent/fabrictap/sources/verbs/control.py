@@ -45,6 +45,8 @@ class ControlFold:
         self._series = series
         self._ledger = ledger
         self._leaving: set[str] = set()
+        #: Answers to our netlink dump for queue pairs that are not in the ledger yet.
+        self._snapshots: dict[tuple[str, int], Record] = {}
         #: pid -> since when (epoch ns) its posts are seen, None if they are not.
         self.instrumented: dict[int, int | None] = {}
 
@@ -80,13 +82,15 @@ class ControlFold:
             _log.info("RDMA device %s is leaving", record.device)
             self._leaving.add(record.device)
 
-    def cover_snapshots(self) -> set[int]:
-        """Give connections that netlink listed their coverage; returns the pids still to be looked at."""
+    def complete_snapshots(self) -> set[int]:
+        """Give connections that netlink listed their peer and coverage; returns the pids to be looked at."""
         unresolved = set()
         for connection in self._ledger.connections:
-            if connection.origin != "netlink" or connection.coverage.kind != "control_only":
+            if connection.origin != "netlink":
                 continue
-            if connection.pid is None or connection.extended:
+            if (record := self._snapshots.pop((connection.device, connection.qpn), None)) is not None:
+                self._complete(connection, record)
+            if connection.coverage.kind != "control_only" or connection.extended or connection.pid is None:
                 continue
             if connection.pid not in self.instrumented:
                 unresolved.add(connection.pid)
@@ -157,8 +161,19 @@ class ControlFold:
 
     def _qp_snapshot(self, record: Record) -> None:
         """The answer to our own netlink dump: the peer of a connection that is older than the agent."""
-        connection = self._ledger.connections.get(record.device, record.qpn)
-        if connection is None or connection.origin != "netlink":
+        if record.qp_type in _MANAGEMENT:
+            return
+        key = (record.device, record.qpn)
+        connection = self._ledger.connections.get(*key)
+        if connection is not None:
+            self._complete(connection, record)
+        elif len(self._snapshots) < self._ledger.connections.capacity:
+            # The probe is faster than the dump that made it fire: netlink has not folded it yet.
+            self._snapshots[key] = record
+
+    @staticmethod
+    def _complete(connection: Connection, record: Record) -> None:
+        if connection.origin != "netlink":
             return
         if record.qp_mask & _MASK_AV:
             connection.peer_gid = record.qp_peer_gid or connection.peer_gid
@@ -174,6 +189,7 @@ class ControlFold:
             connection.coverage = Coverage("control_only")
 
     def _qp_destroyed(self, record: Record, time_ns: int) -> None:
+        self._snapshots.pop((record.device, record.qpn), None)
         connection = self._ledger.connections.get(record.device, record.qpn)
         if connection is None:
             return

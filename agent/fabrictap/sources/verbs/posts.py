@@ -33,7 +33,8 @@ OPERATIONS = {
     128: "recv",
 }
 _MAX_ADDRESS_HANDLES = 65536
-# The counters are read a moment before or after the records: a post may be seen before its queue pair.
+# Ticks for which a counter waits for its queue pair and the peer: what is older than the agent is named by
+# netlink, a moment later.
 _PATIENCE = 3
 
 Moved = tuple[PostKey, Post, str]
@@ -224,8 +225,12 @@ class PostFold:
         return Coverage("since", max(since_ns, connection.created_ns))
 
     def _must_wait(self, counter: _Counter, connection: Connection | None) -> bool:
-        if connection is not None:
-            return connection.type in CONNECTED and connection.state in ("reset", "init")
+        if connection is not None and connection.type not in CONNECTED:
+            return False
+        if connection is not None and connection.peer_gid is not None:
+            return False
+        if connection is not None and connection.state in ("reset", "init"):
+            return True
         counter.patience -= 1
         return counter.patience > 0 and counter.key.queue != records.QUEUE_SHARED_RECEIVE
 

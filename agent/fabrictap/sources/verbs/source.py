@@ -308,11 +308,11 @@ class Verbs:
             self._control_fold.fold(record, record.time_ns + offset)
             self._post_fold.learn(record)
         if sample.posts is not None:
+            self._unresolved |= self._control_fold.complete_snapshots()
             self._post_fold.fold(posts, now_ns)
         for pid in sample.gone:
             self._post_fold.process_gone(pid, now_ns)
             self._control_fold.process_gone(pid)
-        self._unresolved |= self._control_fold.cover_snapshots()
         self._export(sample, now_ns)
 
     def _export(self, sample: Sample, now_ns: int) -> None:

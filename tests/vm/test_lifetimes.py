@@ -66,8 +66,15 @@ def test_connection_older_than_the_agent_is_listed_and_counted_from_then_on(
         )
         wait_for(
             agent,
-            "coverage is not found out",
-            lambda e: {p["fabrictap.coverage"] for p in e.now("rdma.qp.status") if p.value} == {"since"},
+            "coverage and peers are not found out",
+            lambda e: (
+                {
+                    (p["fabrictap.coverage"], p.get("rdma.peer.gid"))
+                    for p in e.now("rdma.qp.status")
+                    if p.value
+                }
+                == {("since", f"::ffff:{address}") for address in ADDRESSES.values()}
+            ),
         )
         for process, device, peer in ((server.process, "rxe0", "rxe1"), (client, "rxe1", "rxe0")):
             (status,) = [p for p in exported.now("rdma.qp.status", pid=process.pid) if p.value]

@@ -17,7 +17,7 @@ from fabrictap.sources.verbs.source import Sample, Verbs
 
 DEVICE = "mlx5_0"
 SECOND = 10**9
-INIT, RTR, RTS, ERR = 1, 2, 3, 6
+RESET, INIT, RTR, RTS, ERR = 0, 1, 2, 3, 6
 RECV = 128
 HERE, THERE = "fe80::1", "fe80::2"
 

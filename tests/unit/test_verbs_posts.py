@@ -11,6 +11,7 @@ from doubles.verbs_node import (
     HERE,
     INIT,
     RECV,
+    RESET,
     RTR,
     RTS,
     THERE,
@@ -170,6 +171,27 @@ def test_posts_of_a_device_that_is_not_known_yet_are_kept_for_later(live):
     assert live.one(catalog.VERBS_OPERATIONS).value == 5
     live.tick(gone=[1])
     assert live.sweep() == [unknown[0].raw]
+
+
+def test_a_queue_pair_that_is_reset_and_connected_anew_counts_for_its_new_peer(live):
+    live.tick(raw.post(17, operations=5))
+    old = live.one(catalog.VERBS_OPERATIONS)
+    live.fold(modified(RESET), posts=[(raw.post(17, operations=6), DEVICE)])
+    assert (old.value, old.ended) == (6, True)
+    assert (live.connection().peer_gid, live.connection().sq_psn) == (None, None)
+    live.fold(modified(INIT), modified(RTR, peer_gid="fe80::77"), modified(RTS))
+    live.tick(raw.post(17, operations=9))
+    new = live.one(catalog.VERBS_OPERATIONS, rdma_peer_gid="fe80::77")
+    assert new.value == 3
+    assert new.start_ns > old.start_ns
+    assert live.one(catalog.VERBS_IO, rdma_peer_gid="fe80::77").value == 300
+    assert old.value == 6
+
+
+def test_a_queue_pair_that_is_reset_and_destroyed_leaves_no_empty_series(live):
+    live.tick(raw.post(17, operations=5))
+    live.fold(modified(RESET), destroyed(), posts=[])
+    assert [series.value for series in live.find(catalog.VERBS_OPERATIONS)] == [5]
 
 
 def test_probes_loaded_anew_count_from_zero_in_new_series(live):

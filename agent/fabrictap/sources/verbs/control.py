@@ -110,7 +110,8 @@ class ControlFold:
         stale = self._ledger.connections.get(record.device, record.qpn)
         if stale is not None:
             self._ledger.connections.remove(stale, "vanished", time_ns)
-        since = self.instrumented.get(record.pid)
+        # A kernel user posts past every library, whichever process it runs in.
+        since = None if record.kernel else self.instrumented.get(record.pid)
         if since is None:
             coverage = Coverage("control_only")
         elif since <= time_ns:
@@ -138,7 +139,7 @@ class ControlFold:
             return
         connection = self._ledger.connections.get(record.device, record.qpn)
         if connection is None:
-            since = self.instrumented.get(record.pid)
+            since = None if record.kernel else self.instrumented.get(record.pid)
             coverage = Coverage("control_only") if since is None else Coverage("since", max(since, time_ns))
             connection = self._connection(record, "unknown", time_ns, coverage)
             if not self._ledger.connections.put(connection):
@@ -157,7 +158,12 @@ class ControlFold:
         if mask & _MASK_MTU:
             connection.mtu = _MTU.get(record.qp_path_mtu)
         if mask & _MASK_STATE:
-            self._ledger.connections.advance(connection, _state(record.qp_state), time_ns)
+            state = _state(record.qp_state)
+            self._ledger.connections.advance(connection, state, time_ns)
+            if state == "reset":
+                # It may be connected anew, to another peer.
+                connection.gid = connection.peer_gid = connection.peer_qpn = None
+                connection.rq_psn = connection.sq_psn = connection.mtu = None
 
     def _qp_snapshot(self, record: Record) -> None:
         """The answer to our own netlink dump: the peer of a connection that is older than the agent."""
@@ -242,6 +248,11 @@ def ends_flows(record: Record) -> bool:
         moved = record.qp_result == 0 and record.qp_mask & _MASK_STATE
         return bool(moved) and _state(record.qp_state) in ("reset", "err")
     return record.kind in (records.QP_DESTROYED, records.PROCESS_EXITED)
+
+
+def unbinds(record: Record) -> bool:
+    """Whether a queue pair loses its peer with this record: it is reset."""
+    return ends_flows(record) and record.kind == records.QP_MODIFIED and _state(record.qp_state) == "reset"
 
 
 def _state(number: int) -> str:

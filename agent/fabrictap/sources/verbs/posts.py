@@ -58,6 +58,8 @@ class _Counter:
     #: What is exported, in the order of ``totals``; empty until the peer is known.
     series: list[Series | None] = field(default_factory=list)
     histogram: Series | None = None
+    #: When its queue pair was last reset, nanoseconds since the epoch.
+    bound_ns: int | None = None
 
 
 class PostFold:
@@ -100,6 +102,14 @@ class PostFold:
     def settle(self, device: str, qpn: int, posts: dict[bytes, Moved], now_ns: int) -> None:
         """The flows of a queue pair are about to end: what it has posted until now belongs to them."""
         self._count_all(device, qpn, posts, now_ns, final=False)
+
+    def unbind(self, device: str, qpn: int, now_ns: int) -> None:
+        """A queue pair was reset: what it posts from now on is for another peer, in other series."""
+        for raw in self._of_qp.get((device, qpn), ()):
+            counter = self._counters.get(raw)
+            if counter is not None and counter.series:
+                self._end(counter)
+                counter.series, counter.histogram, counter.bound_ns = [], None, now_ns
 
     def finish(self, device: str, qpn: int, posts: dict[bytes, Moved], now_ns: int) -> None:
         """A queue pair was destroyed: count its last posts, end its series, give its counters back."""
@@ -256,6 +266,7 @@ class PostFold:
             known["rdma.peer.gid"] = connection.peer_gid
             known["rdma.peer.qp.number"] = connection.peer_qpn
             start_ns = connection.created_ns if exact else connection.coverage.since_ns or now_ns
+        start_ns = max(start_ns, counter.bound_ns or 0)
         if key.queue == records.QUEUE_SEND and key.peer_qpn:
             known["rdma.peer.gid"] = self._peer_gids.get(key.address_handle)
             known["rdma.peer.qp.number"] = key.peer_qpn
@@ -281,16 +292,20 @@ class PostFold:
             make(catalog.VERBS_SIGNALED),
         ]
 
+    def _end(self, counter: _Counter) -> None:
+        for series in (*counter.series, counter.histogram):
+            if series is not None:
+                self._series.end(series)
+
     def _retire(self, raw: bytes, now_ns: int) -> None:
         counter = self._counters.pop(raw, None)
         if counter is None:
             key, device = self._ignored.pop(raw)
         else:
             key, device = counter.key, counter.device
-            self._publish(counter, now_ns, final=True)
-            for series in (*counter.series, counter.histogram):
-                if series is not None:
-                    self._series.end(series)
+            if counter.series or counter.totals != counter.exported:
+                self._publish(counter, now_ns, final=True)
+            self._end(counter)
             self._waiting.discard(raw)
         _discard(self._of_pid, key.pid, raw)
         _discard(self._of_qp, (device, key.qpn), raw)

@@ -36,7 +36,7 @@ from fabrictap.ledger.processes import read as read_process
 from fabrictap.series import SeriesTable
 from fabrictap.sources import SourceUnavailable
 from fabrictap.sources.verbs import providers
-from fabrictap.sources.verbs.control import ControlFold, ends_flows
+from fabrictap.sources.verbs.control import ControlFold, ends_flows, unbinds
 from fabrictap.sources.verbs.posts import PostFold
 from fabrictap.sources.verbs.probes import (
     Probes,
@@ -305,6 +305,8 @@ class Verbs:
                     self._post_fold.finish(connection.device, connection.qpn, posts, now_ns)
             elif ends_flows(record):
                 self._post_fold.settle(record.device, record.qpn, posts, now_ns)
+                if unbinds(record):
+                    self._post_fold.unbind(record.device, record.qpn, now_ns)
             self._control_fold.fold(record, record.time_ns + offset)
             self._post_fold.learn(record)
         if sample.posts is not None:

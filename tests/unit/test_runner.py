@@ -9,9 +9,15 @@ from collections.abc import Callable, Iterator
 import pytest
 
 from fabrictap import runner
+from fabrictap.journal import Journal
 from fabrictap.runner import Runner
+from fabrictap.series import in_memory
 from fabrictap.sources import SourceUnavailable
 from support import eventually
+
+
+def journal() -> Journal:
+    return Journal(in_memory(8))
 
 
 class Scripted:
@@ -80,7 +86,7 @@ def run(pauses) -> Iterator[Callable[[Scripted], Runner]]:
     started: list[Runner] = []
 
     def start(source: Scripted) -> Runner:
-        made = Runner(source, threading.Lock())
+        made = Runner(source, threading.Lock(), journal())
         started.append(made)
         made.start()
         return made
@@ -100,7 +106,7 @@ def test_a_source_that_delivers_is_up(run):
 
 
 def test_a_source_that_has_not_answered_yet_is_not_up():
-    unstarted = Runner(Scripted(), threading.Lock())
+    unstarted = Runner(Scripted(), threading.Lock(), journal())
     assert (unstarted.up, unstarted.reason, unstarted.duration) == (False, "starting", None)
 
 
@@ -147,7 +153,7 @@ def test_a_source_that_fails_while_it_folds_lets_go_of_the_lock(pauses):
     source = Scripted()
     lock = threading.Lock()
     source.fold = lambda sample, now_ns: 1 / 0  # type: ignore[method-assign]
-    running = Runner(source, lock)
+    running = Runner(source, lock, journal())
     running.start()
     eventually(lambda: running.reason == "ZeroDivisionError: division by zero", "the failure is known")
     assert lock.acquire(timeout=10)
@@ -209,7 +215,7 @@ def test_stopping_takes_a_last_sample_and_closes(run):
 
 def test_stopping_while_a_source_is_unavailable_ends_at_once(pauses):
     source = Scripted(opens=[SourceUnavailable("never")] * 10**6)
-    running = Runner(source, threading.Lock())
+    running = Runner(source, threading.Lock(), journal())
     running.start()
     assert running.settled.wait(10)
     running.stop()

@@ -392,18 +392,7 @@ def _check(config: Config) -> None:
     ):
         if not least <= seconds <= 86400:
             raise ConfigError(f"{key}: expected between {least}s and 1d, got {seconds:g}s")
-    ring = config.ring
-    if not 1 <= ring.span / ring.tick <= 86400:
-        raise ConfigError(f"ring.span: expected from 1 to 86400 times ring.tick ({ring.tick:g}s)")
-    if not 0 <= ring.keep <= 100:
-        raise ConfigError(f"ring.keep: expected from 0 to 100, got {ring.keep}")
-    if not 16 <= ring.events <= 1 << 20:
-        raise ConfigError(f"ring.events: expected from 16 to {1 << 20}, got {ring.events}")
-    for name, fast, slow in (("infiniband", sources.infiniband.fast_interval, sources.infiniband.interval),):
-        if fast and not 0.01 <= fast <= slow:
-            raise ConfigError(
-                f"sources.{name}.fast_interval: expected 0s (off) or from 10ms to the interval, got {fast:g}s"
-            )
+    _check_ring(config)
     size = sources.verbs.event_buffer
     if not 4096 <= size <= 1 << 30 or size & (size - 1):
         raise ConfigError(
@@ -422,3 +411,20 @@ def _check(config: Config) -> None:
         raise ConfigError(f"export.otlp.queue: expected at least 1, got {config.export.otlp.queue}")
     if config.export.file.max_files < 1 or config.export.file.max_size < 4096:
         raise ConfigError("export.file: max_files must be at least 1 and max_size at least 4KiB")
+
+
+def _check_ring(config: Config) -> None:
+    ring = config.ring
+    if not 1 <= ring.span / ring.tick <= 86400:
+        raise ConfigError(f"ring.span: expected from 1 to 86400 times ring.tick ({ring.tick:g}s)")
+    if not 0 <= ring.keep <= 100:
+        raise ConfigError(f"ring.keep: expected from 0 to 100, got {ring.keep}")
+    if not 16 <= ring.events <= 1 << 20:
+        raise ConfigError(f"ring.events: expected from 16 to {1 << 20}, got {ring.events}")
+    for name, fast, slow in (
+        ("infiniband", config.sources.infiniband.fast_interval, config.sources.infiniband.interval),
+    ):
+        if fast and not 0.01 <= fast <= slow:
+            raise ConfigError(
+                f"sources.{name}.fast_interval: expected 0s (off) or from 10ms to the interval, got {fast:g}s"
+            )

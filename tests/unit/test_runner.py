@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import threading
+import time
 from collections.abc import Callable, Iterator
 
 import pytest
@@ -229,3 +230,44 @@ def test_the_time_a_sample_waited_for_events_is_not_its_duration(run):
     running = run(source)
     assert running.settled.wait(10)
     assert running.duration == 0.0
+
+
+class Bursty(Scripted):
+    """A source with fast samples, each of which takes some CPU."""
+
+    interval = 3600.0
+    fast_interval = 0.001
+
+    def __init__(self, cost: float) -> None:
+        super().__init__()
+        self.cost = cost
+        self.times: list[int] = []
+
+    def sample_fast(self) -> None:
+        end = time.thread_time() + self.cost
+        while time.thread_time() < end:
+            pass
+
+    def fold_fast(self, now_ns: int) -> None:
+        self.times.append(now_ns)
+
+
+def test_fast_samples_go_on_between_samples_and_end_with_the_source():
+    source = Bursty(0)
+    running = Runner(source, threading.Lock(), journal())
+    running.start()
+    eventually(lambda: len(source.times) >= 5, "fast samples come")
+    running.stop()
+    assert running.join(5)
+    assert len(source.folded) == 2  # the first and the last
+
+
+def test_fast_samples_that_cost_much_come_more_rarely():
+    source = Bursty(0.002)
+    running = Runner(source, threading.Lock(), journal())
+    running.start()
+    eventually(lambda: len(source.times) >= 2, "fast samples come")
+    running.stop()
+    assert running.join(5)
+    assert running.fast_interval >= 0.2  # 2 ms are 1 % of that
+    assert source.times[1] - source.times[0] >= 0.15e9

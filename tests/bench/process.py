@@ -63,18 +63,22 @@ class Watched:
         return found
 
 
+#: What a mapping's path contains -> its group; the first that fits.
+_GROUPS = (
+    ("[heap", "heap"),
+    ("[stack", "stack"),
+    ("[", "kernel's"),
+    ("fabrictap/ext", "fabrictap's extensions"),
+    ("fabrictap", "fabrictap's files"),
+    ("bin/python", "python"),
+    (".so", "system libraries"),
+)
+
+
 def _group(path: str) -> str:
     path = path.strip()
+    if "-packages/" in path:
+        return "package " + path.split("-packages/")[1].split("/")[0].split(".")[0]
     if not path:
         return "anonymous"
-    if path.startswith("[heap"):
-        return "heap"
-    if path.startswith("["):
-        return "stack" if "stack" in path else "kernel's"
-    if "fabrictap" in path:
-        return "fabrictap's extensions" if ".so" in path else "fabrictap's files"
-    if "site-packages" in path or "dist-packages" in path:
-        return "packages' extensions: " + path.split("-packages/")[1].split("/")[0].split(".")[0]
-    if ".so" in path:
-        return "system libraries"
-    return "python" if "python" in path else "other files"
+    return next((group for part, group in _GROUPS if part in path), "other files")

@@ -14,7 +14,6 @@ import shutil
 import subprocess
 import tempfile
 from contextlib import ExitStack
-from functools import partial
 from pathlib import Path
 from typing import Any
 

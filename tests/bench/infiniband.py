@@ -99,10 +99,10 @@ def measure() -> list[Result]:
                 name = f"{node_exporter.NAME} {peer.version}, a scrape of {turns.values} values"
     whole, steady = mean(turns.ours), median(turns.ours)
     theirs = mean(turns.peer) if turns.peer else None
-    what = f"a sample of {HCAS} HCAs, {turns.series} series"
+    what = f"a sample of {HCAS} HCAs"
     return [
         Result(what, "ms", whole, theirs, name, GOAL),
-        note(f"{what}: read and fold", "ms", steady, "the median sample"),
+        note(f"{what}: read and fold", "ms", steady, f"the median sample; {turns.series} series"),
         note(
             f"{what}: look for devices",
             "ms",
@@ -123,7 +123,7 @@ def _growth() -> list[Result]:
             for _ in range(GROWTH_ROUNDS):
                 tree.advance(1.0)
                 samples.append(ours.sample())
-            remark = f"{ours.series} series; read and fold, back to back"
-            results.append(note(f"a sample of {hcas} HCAs", "ms", median(samples), remark))
+            remark = f"{ours.series} series, back to back"
+            results.append(note(f"read and fold {hcas} HCAs", "ms", median(samples), remark))
             ours.close()
     return results

@@ -29,6 +29,11 @@ class Watched:
         text = (self._proc / "smaps_rollup").read_text()
         return sum(int(kib) << 10 for kib in re.findall(r"^Private_\w+: +(\d+) kB", text, re.M))
 
+    def resident_bytes(self) -> int:
+        """All of it, with the pages of files that other processes may have mapped as well."""
+        match = re.search(r"^Rss: +(\d+) kB", (self._proc / "smaps_rollup").read_text(), re.M)
+        return int(match[1]) << 10 if match else 0
+
     def private_by_group(self) -> dict[str, int]:
         """Private bytes of each group of mappings: heap, anonymous, stacks, libraries, extensions, files."""
         found: dict[str, int] = {}
@@ -53,13 +58,13 @@ class Watched:
         return total
 
     def cpu_by_thread(self) -> dict[str, float]:
-        """Milliseconds on the CPU of the threads that live now, by name and number."""
+        """Milliseconds on the CPU of the threads that live now, by name."""
         found: dict[str, float] = {}
         for task in sorted((self._proc / "task").iterdir(), key=lambda task: int(task.name)):
             with contextlib.suppress(OSError):
                 name = (task / "comm").read_text().strip()
-                key = f"{name} ({task.name})"
-                found[key] = int((task / "schedstat").read_text().split()[0]) / 1e6
+                spent = int((task / "schedstat").read_text().split()[0]) / 1e6
+                found[name] = found.get(name, 0.0) + spent
         return found
 
 

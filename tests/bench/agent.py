@@ -28,7 +28,6 @@ from bench.node_exporter import NodeExporter
 from bench.process import Watched
 from bench.result import Result, left_out, limit, note
 from doubles.sysfs import Sysfs
-from fabrictap.config import Config
 from otelcol import BUILD, Collector, find_collector
 from support import eventually
 
@@ -112,6 +111,7 @@ class _Agent:
     def __init__(self, work: Path, sysfs: Path, load: _Load, endpoint: str) -> None:
         self.ring = work / "ring"
         settings = {
+            "ring.path": str(self.ring),
             "sources.verbs.enabled": "false",  # the stand-in takes its place
             "sources.infiniband.sysfs": str(sysfs),
             "export.interval": f"{load.interval}s",
@@ -119,8 +119,6 @@ class _Agent:
             "export.otlp.traces.endpoint": endpoint,
             "agent.log_level": "warning",
         }
-        if hasattr(Config(), "ring"):
-            settings["ring.path"] = str(self.ring)
         arguments = [word for key, value in settings.items() for word in ("--set", f"{key}={value}")]
         kept = {
             name: text for name, text in os.environ.items() if not name.startswith(("OTEL_", "FABRICTAP_"))
@@ -150,10 +148,8 @@ class _Agent:
 
     @property
     def ring_bytes(self) -> int:
-        """What the ring's files take; 0 where there is none."""
-        if self.ring.is_file():
-            return self.ring.stat().st_size
-        return sum(path.stat().st_size for path in self.ring.glob("**/*") if path.is_file())
+        """What the ring's file takes on its file system."""
+        return self.ring.stat().st_blocks * 512
 
     def stop(self) -> float:
         """End it. Returns the seconds of CPU that the stand-in has cost in it."""

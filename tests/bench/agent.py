@@ -60,7 +60,7 @@ class _Use:
 
     cpu: float
     private: int
-    resident: int
+    alone: int
     threads: int
     switches: float
 
@@ -93,7 +93,7 @@ class _Meter:
         return _Use(
             (process.cpu_ns() - self._cpu) / 1e6 / seconds,
             process.private_bytes(),
-            process.resident_bytes(),
+            process.alone_bytes(),
             process.threads(),
             (process.voluntary_switches() - self._switches) / seconds,
         )
@@ -251,7 +251,7 @@ def _whole(binary: Path, missing: str) -> list[Result]:
         limit(f"{load}: private memory", "MiB", ours.private / MIB, PRIVATE_LIMIT),
         limit(f"{load}: ring file", "MiB", minute.ring / MIB, RING_LIMIT),
         limit(f"{load}: threads", "", ours.threads, THREADS_LIMIT),
-        note(f"{load}: resident memory", "MiB", ours.resident / MIB, "with files that others may share"),
+        note(f"{load}: private memory, alone", "MiB", ours.alone / MIB, "where no other Python runs"),
         note(f"{load}: voluntary switches a second", "", ours.switches),
         note(f"{load}: points in an export", "", minute.points),
         note(f"{load}: CPU a second of the stand-in", "ms", minute.stand_in, "not in the first line"),
@@ -259,7 +259,6 @@ def _whole(binary: Path, missing: str) -> list[Result]:
     if theirs is not None:
         results += [
             note("node_exporter: private memory", "MiB", theirs.private / MIB),
-            note("node_exporter: resident memory", "MiB", theirs.resident / MIB),
             note("node_exporter: voluntary switches a second", "", theirs.switches),
         ]
     for thread, spent in sorted(minute.by_thread.items(), key=lambda item: -item[1]):

@@ -13,9 +13,10 @@ HERE = Path(__file__).parent
 #: Named before its first call by whoever plays in a node: the file that driver.Node made.
 VARIABLE = "FABRICTAP_NVML_DOUBLE"
 SONAME = "libnvidia-ml.so.1"
-_SOURCES = ("call", "device", "events", "fields", "memory", "mig", "nvlink", "processes", "system")
-#: What a driver of the R470 branch does not have.
-_NEWER = ("confidential", "gpm")
+_SOURCES = (
+    "call", "confidential", "device", "events", "fields", "gpm",
+    "memory", "mig", "nvlink", "processes", "system",
+)  # fmt: skip
 _FLAGS = ("-std=gnu11", "-O2", "-g", "-Wall", "-Wextra", "-Werror", "-fPIC", "-shared", "-fvisibility=hidden")
 
 
@@ -26,29 +27,29 @@ def missing() -> str:
 
 @dataclass(frozen=True)
 class Built:
-    """Compiled stand-ins.
+    """Compiled stand-ins, each libnvidia-ml.so.1 in a directory of its own for LD_LIBRARY_PATH.
 
-    ``library`` is today's libnvidia-ml.so.1, ``legacy`` one without the symbols that an R470 driver lacks
-    (both in directories of their own, for LD_LIBRARY_PATH), ``control`` what driver.Node writes nodes with.
+    ``library`` has every symbol; ``r535`` and ``legacy`` (branch 470) lack those that the real libraries of
+    their branches lack (looked up in the symbol tables of 535.261 and 470.256). ``control`` is what driver.Node
+    writes nodes with.
     """
 
     library: Path
+    r535: Path
     legacy: Path
     control: Path
 
 
 def build(directory: Path) -> Built:
     """Compile into ``directory``. Raises CalledProcessError, with what the compiler said on stderr."""
-    for name in ("current", "legacy"):
-        (directory / name).mkdir(parents=True, exist_ok=True)
-    built = Built(
-        directory / "current" / SONAME, directory / "legacy" / SONAME, directory / "libnvml_control.so"
-    )
-    shared = f"-Wl,-soname,{SONAME}"
-    _compile(built.library, (*_SOURCES, *_NEWER), shared)
-    _compile(built.legacy, _SOURCES, shared, "-DLEGACY")
-    _compile(built.control, ("control",))
-    return built
+    libraries: list[Path] = []
+    for name, branch in (("current", 595), ("r535", 535), ("r470", 470)):
+        libraries.append(directory / name / SONAME)
+        libraries[-1].parent.mkdir(parents=True, exist_ok=True)
+        _compile(libraries[-1], _SOURCES, f"-Wl,-soname,{SONAME}", f"-DBRANCH={branch}")
+    control = directory / "libnvml_control.so"
+    _compile(control, ("control",))
+    return Built(*libraries, control)
 
 
 def _compile(target: Path, sources: tuple[str, ...], *flags: str) -> None:

@@ -6,8 +6,8 @@
     node.nvlink(0, 3, tx_bytes_per_s=20 << 30)
     node.advance(1.0)
 
-Time stands still until ``advance`` moves it, or follows the machine's after ``real_clock``. Every change is seen
-by the next call of every process, and wakes calls that hang or wait for events.
+Time stands still until ``advance`` moves it, or follows the machine's after ``real_clock``. Every change is
+seen by the next call of every process, and wakes calls that hang or wait for events.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 
-from doubles.nvml import builder
+from doubles.nvml import builder, loader
 
 #: Ends the driver version that every node reports, so that nobody takes its numbers for a GPU's.
 MARKER = "-fabrictap-double"
@@ -111,9 +111,9 @@ class _Control:
 class Cell:
     """One number of a node. Counters and gauges alike; a percentage of GPM is in thousandths."""
 
-    def __init__(self, node: Node, table: int, gpu: int, index: int, scope: int, kind: int) -> None:
+    def __init__(self, node: Node, address: tuple[int, int, int, int], kind: int) -> None:
         self._node = node
-        self._address = (table, gpu, index, scope)
+        self._address = address
         self._kind = kind
 
     def _call(self, function: str, *arguments: object) -> None:
@@ -177,7 +177,7 @@ class Rule:
 
 
 class Node:
-    """A node's file and what a test does to it. ``create`` makes one from a profile, ``Node(...)`` opens one."""
+    """A node's file and what a test does to it. ``create`` makes one of a profile, ``Node()`` opens one."""
 
     def __init__(self, built: builder.Built, path: Path, *, new: bool = False) -> None:
         self.path = path
@@ -191,8 +191,6 @@ class Node:
     @classmethod
     def create(cls, built: builder.Built, path: Path, profile: str) -> Node:
         """A new node as ``profile`` (a name in profiles/) describes it. ``path`` must not exist."""
-        from doubles.nvml import loader
-
         node = cls(built, path, new=True)
         loader.apply(node, loader.load(profile))
         return node
@@ -209,28 +207,28 @@ class Node:
 
     def value(self, gpu: int, name: str) -> Cell:
         """A number of a GPU (VALUES in names.h)."""
-        return Cell(self, _VALUES, gpu, self.control.number(_VALUES, name), 0, 0)
+        return Cell(self, (_VALUES, gpu, self.control.number(_VALUES, name), 0), 0)
 
     def field(self, gpu: int, field: int, link: int = 0) -> Cell:
         """A field id of nvmlDeviceGetFieldValues; ``link`` where the field has a scope."""
         kind = TYPE_UNSIGNED_INT if field in _UINT_FIELDS else TYPE_UNSIGNED_LONG_LONG
-        return Cell(self, _FIELDS, gpu, field, link, kind)
+        return Cell(self, (_FIELDS, gpu, field, link), kind)
 
     def link_value(self, gpu: int, link: int, name: str) -> Cell:
         """A number of an NVLink that is no field (LINK_VALUES in names.h)."""
-        return Cell(self, _LINKS, gpu, self.control.number(_LINKS, name), link, 0)
+        return Cell(self, (_LINKS, gpu, self.control.number(_LINKS, name), link), 0)
 
     def gpm(self, gpu: int, metric: int) -> Cell:
         """What GPM samples: percentages in thousandths; 255, 256, 261-332 and C2C 100-103 in bytes."""
-        return Cell(self, _GPM, gpu, metric, 0, 0)
+        return Cell(self, (_GPM, gpu, metric, 0), 0)
 
     def mig_value(self, gpu: int, slot: int, name: str) -> Cell:
         """A number of a MIG instance (MIG_VALUES in names.h)."""
-        return Cell(self, _MIG, gpu, self.control.number(_MIG, name), slot, 0)
+        return Cell(self, (_MIG, gpu, self.control.number(_MIG, name), slot), 0)
 
     def node_value(self, name: str) -> Cell:
         """A number of the node (NODE_VALUES in names.h)."""
-        return Cell(self, _NODE, 0, self.control.number(_NODE, name), 0, 0)
+        return Cell(self, (_NODE, 0, self.control.number(_NODE, name), 0), 0)
 
     def gpus(self, count: int) -> None:
         """How many GPUs the node has."""
@@ -335,7 +333,7 @@ class Node:
         return self._rule(function, gpu, code, 0, 0.0)
 
     def hang(self, function: str, gpu: int | None = None, seconds: float | None = None) -> Rule:
-        """Let calls of ``function`` ("*": every one) hang for ``seconds`` (of the machine) or until withdrawn."""
+        """Let calls of ``function`` ("*": every one) hang for ``seconds`` of real time, or until withdrawn."""
         return self._rule(function, gpu, SUCCESS, 1, seconds or 0.0)
 
     def _rule(self, function: str, gpu: int | None, code: int, hangs: int, seconds: float) -> Rule:
@@ -407,7 +405,7 @@ class Node:
         return int(self.control.lib.control_inside(self.pointer, self.control.number(_FUNCTIONS, function)))
 
     def threads(self) -> list[ThreadCalls]:
-        """Every thread of every process that called since the start, with its calls since ``forget_calls``."""
+        """Every thread of every process that ever called, with its calls since ``forget_calls``."""
         names = list(self.control.functions())
         counts = (ctypes.c_uint32 * len(names))()
         pid, tid = ctypes.c_int32(), ctypes.c_int32()

@@ -30,7 +30,7 @@ class Built:
     """Compiled stand-ins, each libnvidia-ml.so.1 in a directory of its own for LD_LIBRARY_PATH.
 
     ``library`` has every symbol; ``r535`` and ``legacy`` (branch 470) lack those that the real libraries of
-    their branches lack (looked up in the symbol tables of 535.261 and 470.256). ``control`` is what driver.Node
+    their branches lack (found in the symbol tables of 535.261 and 470.256). ``control`` is what driver.Node
     writes nodes with.
     """
 

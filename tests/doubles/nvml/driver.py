@@ -333,7 +333,7 @@ class Node:
         return self._rule(function, gpu, code, 0, 0.0)
 
     def hang(self, function: str, gpu: int | None = None, seconds: float | None = None) -> Rule:
-        """Let calls of ``function`` ("*": every one) hang for ``seconds`` of real time, or until withdrawn."""
+        """Let calls of ``function`` ("*": every one) hang for real ``seconds``, or until withdrawn."""
         return self._rule(function, gpu, SUCCESS, 1, seconds or 0.0)
 
     def _rule(self, function: str, gpu: int | None, code: int, hangs: int, seconds: float) -> Rule:

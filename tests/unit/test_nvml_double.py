@@ -52,7 +52,7 @@ GETTERS: dict[str, Callable[[object], object]] = {
     "persistence": nvml.nvmlDeviceGetPersistenceMode,
     "events": nvml.nvmlDeviceGetSupportedEventTypes,
     "mig": nvml.nvmlDeviceGetMigMode,
-    "fabric": lambda device: fabric_of(device),
+    "fabric": fabric_of,
     "link": lambda device: nvml.nvmlDeviceGetNvLinkState(device, 0),
     "remote_pci": lambda device: nvml.nvmlDeviceGetNvLinkRemotePciInfo(device, 0),
     "link_errors": lambda device: nvml.nvmlDeviceGetNvLinkErrorCounter(device, 0, 0),
@@ -184,6 +184,11 @@ def test_a_counter_is_reset_and_goes_on(attach: Attach) -> None:
     assert read(device, (138, 4)) == [0]
     node.advance(1)
     assert read(device, (138, 4)) == [1024]
+    node.field(0, 161, 4).set(3)
+    node.reset_counters(0)
+    assert read(device, (138, SUM), (140, 4), (161, 4), 197, 90) == [0, 0, 0, 0, 26562]
+    node.advance(1)
+    assert read(device, (138, 4), (161, 4)) == [1024, 0]
 
 
 def test_a_counter_follows_the_machines_clock_and_stops(attach: Attach) -> None:

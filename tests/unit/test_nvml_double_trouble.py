@@ -1,11 +1,7 @@
-"""What goes wrong on a node of the NVML stand-in, what it counts, and who plays in it."""
+"""What goes wrong on a node of the NVML stand-in, and what it counts."""
 
 from __future__ import annotations
 
-import os
-import signal
-import subprocess
-import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -31,9 +27,11 @@ def node(nvml_built: builder.Built, tmp_path: Path) -> Iterator[Node]:
 
 
 @pytest.fixture
-def pool() -> Iterator[ThreadPoolExecutor]:
+def pool(node: Node) -> Iterator[ThreadPoolExecutor]:
     with ThreadPoolExecutor(4) as threads:
         yield threads
+        node.withdraw_all()  # of a test that failed: nothing may wait for ever
+        node.unload_driver()
 
 
 def device(gpu: int = 0) -> object:
@@ -193,7 +191,7 @@ def test_pcie_throughput_takes_its_20_ms_and_holds_nobody_up(node: Node, pool: T
     node.node_value("pcie_sample_ms").set(20)
     start = time.monotonic()
     assert nvml.nvmlDeviceGetPcieThroughput(zero, nvml.NVML_PCIE_UTIL_TX_BYTES) == 1_536_000
-    assert 0.02 <= time.monotonic() - start
+    assert time.monotonic() - start >= 0.02
 
 
 def test_calls_are_counted_by_function_gpu_and_thread(node: Node) -> None:
@@ -232,77 +230,3 @@ def test_many_threads_at_once_lose_no_call(node: Node, pool: ThreadPoolExecutor)
         job.result(60)
     assert [node.calls(POWER, gpu) for gpu in range(4)] == [2000] * 4
     assert sum(one.calls.get(POWER, 0) for one in node.threads()) == 8000
-
-
-def missing(library: Path, node: Path) -> set[str]:
-    """Functions of nvidia-ml-py that answer FUNCTION_NOT_FOUND in a process with ``library``."""
-    script = """
-import pynvml, re
-pynvml.nvmlInit()
-print(pynvml.nvmlDeviceGetCount())
-for name in NAMES:
-    try: pynvml._nvmlGetFunctionPointer(name)
-    except pynvml.NVMLError_FunctionNotFound: print(name)
-"""
-    names = [
-        "nvmlDeviceGetFieldValues", "nvmlGpmSampleGet", "nvmlDeviceGetMemoryInfo_v2", "nvmlDeviceGetNumaNodeId",
-        "nvmlDeviceGetGpuFabricInfoV", "nvmlDeviceGetComputeRunningProcesses_v3",
-        "nvmlDeviceGetComputeRunningProcesses_v2", "nvmlDeviceGetMigMode",
-    ]  # fmt: skip
-    environment = {**os.environ, builder.VARIABLE: str(node), "LD_LIBRARY_PATH": str(library.parent)}
-    done = subprocess.run(
-        [sys.executable, "-c", script.replace("NAMES", repr(names))],
-        env=environment, capture_output=True, text=True, timeout=60, check=True,
-    )  # fmt: skip
-    count, *absent = done.stdout.split()
-    assert count == "8"
-    return set(absent)
-
-
-def test_old_drivers_lack_functions(node: Node, nvml_built: builder.Built) -> None:
-    newest = {"nvmlDeviceGetNumaNodeId", "nvmlDeviceGetGpuFabricInfoV"}
-    assert missing(nvml_built.library, node.path) == set()
-    assert missing(nvml_built.r535, node.path) == newest
-    assert missing(nvml_built.legacy, node.path) == newest | {
-        "nvmlGpmSampleGet", "nvmlDeviceGetMemoryInfo_v2", "nvmlDeviceGetComputeRunningProcesses_v3",
-    }  # fmt: skip
-
-
-HANGS = "import pynvml as n; n.nvmlInit(); n.nvmlDeviceGetPowerUsage(n.nvmlDeviceGetHandleByIndex(5))"
-
-
-def test_a_process_that_is_killed_in_a_hung_call_harms_nobody(node: Node, nvml_built: builder.Built) -> None:
-    rule = node.hang(POWER, gpu=5)
-    environment = {**os.environ, **node.environment(nvml_built.library)}
-    with subprocess.Popen([sys.executable, "-c", HANGS], env=environment) as process:
-        eventually(lambda: node.inside(POWER) == 1, "the process hangs")
-        assert process.poll() is None
-        calls = {one.pid: one.calls for one in node.threads()}[process.pid]
-        assert calls[POWER] == 1
-        process.send_signal(signal.SIGKILL)
-        assert process.wait(10) == -signal.SIGKILL
-    rule.withdraw()
-    assert nvml.nvmlDeviceGetPowerUsage(device(5)) == 653000
-
-
-@pytest.mark.parametrize("content", [None, "", "no node"])
-def test_without_a_node_there_is_no_driver(
-    nvml_built: builder.Built, tmp_path: Path, content: str | None
-) -> None:
-    path = tmp_path / "broken"
-    if content is not None:
-        path.write_text(content)
-    script = "import pynvml as n\ntry: n.nvmlInit()\nexcept n.NVMLError as error: print(error.value)"
-    environment = {
-        **os.environ, builder.VARIABLE: str(path), "LD_LIBRARY_PATH": str(nvml_built.library.parent)
-    }  # fmt: skip
-    done = subprocess.run(
-        [sys.executable, "-c", script],
-        env=environment,
-        capture_output=True,
-        text=True,
-        timeout=60,
-        check=True,
-    )
-    assert done.stdout.strip() == str(nvml.NVML_ERROR_DRIVER_NOT_LOADED)
-    assert ("is no node of this build" in done.stderr) == (content is not None)

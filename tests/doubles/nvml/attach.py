@@ -27,6 +27,7 @@ def attached(
     try:
         yield node
     finally:
+        node.withdraw_all()
         node.load_driver()
         while True:  # as often as it was initialised
             try:

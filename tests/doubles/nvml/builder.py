@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import ctypes
+import os
 import shutil
 import subprocess
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
@@ -17,7 +19,7 @@ _SOURCES = (
     "call", "confidential", "device", "events", "fields", "gpm",
     "memory", "mig", "nvlink", "processes", "system",
 )  # fmt: skip
-_FLAGS = ("-std=gnu11", "-O2", "-g", "-Wall", "-Wextra", "-Werror", "-fPIC", "-shared", "-fvisibility=hidden")
+_FLAGS = ("-std=gnu11", "-O1", "-g", "-Wall", "-Wextra", "-Werror", "-fPIC", "-shared", "-fvisibility=hidden")
 
 
 def missing() -> str:
@@ -42,19 +44,29 @@ class Built:
 
 def build(directory: Path) -> Built:
     """Compile into ``directory``. Raises CalledProcessError, with what the compiler said on stderr."""
-    libraries: list[Path] = []
-    for name, branch in (("current", 595), ("r535", 535), ("r470", 470)):
-        libraries.append(directory / name / SONAME)
-        libraries[-1].parent.mkdir(parents=True, exist_ok=True)
-        _compile(libraries[-1], _SOURCES, f"-Wl,-soname,{SONAME}", f"-DBRANCH={branch}")
+    branches = {"current": 595, "r535": 535, "r470": 470}
+    libraries = [directory / name / SONAME for name in branches]
+    for library in libraries:
+        library.parent.mkdir(parents=True, exist_ok=True)
     control = directory / "libnvml_control.so"
-    _compile(control, ("control",))
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        jobs = [pool.submit(_compile, control, ("control",))]
+        for library, branch in zip(libraries, branches.values(), strict=True):
+            jobs.append(
+                pool.submit(_compile, library, _SOURCES, f"-Wl,-soname,{SONAME}", f"-DBRANCH={branch}")
+            )
+    for job in jobs:
+        job.result()
     return Built(*libraries, control)
 
 
 def _compile(target: Path, sources: tuple[str, ...], *flags: str) -> None:
-    files = [str(HERE / f"{name}.c") for name in (*sources, "node")]
-    subprocess.run(["cc", *_FLAGS, *flags, *files, "-pthread", "-o", str(target)], check=True)
+    """All sources as one translation unit: that takes half the time."""
+    unit = "".join(f'#include "{name}.c"\n' for name in (*sources, "node"))
+    subprocess.run(
+        ["cc", *_FLAGS, *flags, f"-I{HERE}", "-x", "c", "-", "-pthread", "-o", str(target)],
+        input=unit, text=True, check=True,
+    )  # fmt: skip
 
 
 def check_abi(assertions: list[str]) -> None:

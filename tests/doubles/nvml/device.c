@@ -1,5 +1,4 @@
 /* One GPU: its identity, memory, health, clocks and PCIe link. */
-#define _GNU_SOURCE
 #include "call.h"
 
 #include <stdio.h>

@@ -44,6 +44,10 @@ _UINT_FIELDS = frozenset(
         *range(226, 235),
     ]
 )
+_MAX_LINKS = 36
+#: Field ids that count since the GPU's last reset.
+_COUNTERS = (*range(32, 74), 94, *range(96, 132), *range(138, 142), *range(148, 164), 197, 198,
+             *range(201, 216), 219, 221, *range(231, 234), *range(235, 251))  # fmt: skip
 #: NVLink payload and what goes over the wire for it, and bytes per packet: assumptions, nothing measured.
 RAW_PER_DATA = (9, 8)
 BYTES_PER_PACKET = 256
@@ -348,6 +352,28 @@ class Node:
         )
         self._must(bool(number), "another rule")
         return Rule(self, number)
+
+    def withdraw_all(self) -> None:
+        """Withdraw every rule; calls that hang go on."""
+        self.control.lib.control_unrule_all(self.pointer)
+
+    def reset_counters(self, gpu: int) -> None:
+        """Every traffic and error counter starts again at 0, as after a reset of the GPU. Their rates stay."""
+        for field in _COUNTERS:
+            for link in range(_MAX_LINKS):
+                self._reset(self.field(gpu, field, link))
+        for metric in (*range(100, 104), 255, 256, *range(261, 333)):
+            self._reset(self.gpm(gpu, metric))
+        for name in ("crc_data_errors", "ecc_data_errors"):
+            for link in range(_MAX_LINKS):
+                self._reset(self.link_value(gpu, link, name))
+        for name in ("ecc_corrected_volatile", "ecc_uncorrected_volatile", "energy_mj"):
+            self._reset(self.value(gpu, name))
+
+    @staticmethod
+    def _reset(cell: Cell) -> None:
+        if cell.get() is not None:
+            cell.set(0)
 
     def unload_driver(self, answer: int = DRIVER_NOT_LOADED) -> None:
         """Every call answers ``answer``, nvmlInit DRIVER_NOT_LOADED."""

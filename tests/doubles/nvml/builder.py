@@ -57,7 +57,8 @@ def build(directory: Path) -> Built:
             )
     for job in jobs:
         job.result()
-    return Built(*libraries, control)
+    current, r535, legacy = libraries
+    return Built(current, r535, legacy, control)
 
 
 def _compile(target: Path, sources: tuple[str, ...], *flags: str) -> None:
@@ -84,5 +85,5 @@ def bind(pynvml: ModuleType, library: Path) -> None:
     It would load libnvidia-ml.so.1 by name and only once; what it has loaded is a variable of the module.
     A process that sets LD_LIBRARY_PATH before it starts needs none of this.
     """
-    pynvml.nvmlLib = ctypes.CDLL(str(library))
+    vars(pynvml)["nvmlLib"] = ctypes.CDLL(str(library))
     pynvml._nvmlGetFunctionPointer_cache.clear()

@@ -7,7 +7,8 @@
 #include <sys/syscall.h>
 #include <unistd.h>
 
-/* The process's view: written under its mutex, read without. A node that was mapped stays so: a hung call may still wait in it. */
+/* The process's view: written under its mutex, read without. A node that was mapped stays so: a hung call may still
+ * wait in it. */
 static struct {
     pthread_mutex_t mutex;
     struct node *node;
@@ -62,7 +63,8 @@ static void count(struct node *node, uint32_t function)
 }
 
 /* The oldest rule after `done`; `exact`: those of this very GPU, not those of any. */
-static const struct rule *rule_for(const struct node *node, uint32_t function, uint32_t gpu, bool exact, uint32_t done)
+static const struct rule *rule_for(const struct node *node, uint32_t function, uint32_t gpu, bool exact,
+                                   uint32_t done)
 {
     const struct rule *found = NULL;
     for (uint32_t i = 0; i < MAX_RULES; i++) {
@@ -153,7 +155,8 @@ struct call call_enter(uint32_t function, enum target target, nvmlDevice_t devic
     if (!call.answer)
         call.answer = state(&call);
     if (!call.answer && call.mig != ANY) {
-        if (device != device_handle(node, call.index, call.mig) || !number_of(&call, &call.gpu->mig[call.mig][M_present]))
+        bool there = number_of(&call, &call.gpu->mig[call.mig][M_present]);
+        if (!there || device != device_handle(node, call.index, call.mig))
             call.answer = NVML_ERROR_INVALID_ARGUMENT; /* the instance is gone */
         else if (target == TO_GPU)
             call.answer = NVML_ERROR_NOT_SUPPORTED;

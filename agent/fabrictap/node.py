@@ -90,6 +90,8 @@ class Node:
             if now >= next_tick:
                 with self._lock:
                     self.ring.tick(time.time_ns())
+                for runner in self.runners:
+                    runner.revive(now)
                 next_tick = max(next_tick + self._config.ring.tick, now)
             if now >= next_export:
                 self._export()

@@ -10,7 +10,6 @@ from collections.abc import Callable, Iterator
 
 import pytest
 
-from fabrictap import runner
 from fabrictap.journal import Journal
 from fabrictap.runner import Runner
 from fabrictap.series import in_memory

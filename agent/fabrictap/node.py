@@ -33,7 +33,7 @@ class Node:
         self._lock = threading.Lock()
         self._stop = threading.Event()
         self.series = SeriesTable(config.limits.series)
-        self.ledger = Ledger(config)
+        self.ledger = Ledger(config, self.series.ring)
         self.runners = [
             Runner(source, self._lock)
             for wanted, source in (

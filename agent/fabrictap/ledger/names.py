@@ -1,15 +1,8 @@
-"""The words that the rows of the ring's table of connections keep as numbers: a word's place in its list.
-
-The lists also stand in the ring's about section, for its readers. Words are added at the end only.
-"""
+"""The names behind the numbers in the ring's table of connections (ext/ring.h, struct ft_connection)."""
 
 from __future__ import annotations
 
-QP_TYPES = ("unknown", "rc", "uc", "ud", "raw_packet", "xrc_ini", "xrc_tgt", "driver", "srq")
-QP_STATES = ("unknown", "reset", "init", "rtr", "rts", "sqd", "sqe", "err")
-COVERAGES = ("control_only", "since", "exact")
-ORIGINS = ("probe", "netlink")
-#: The first twelve are enum ibv_wr_opcode, libibverbs/verbs.h.
+#: Index of a connection's posted totals.
 OPERATIONS = (
     "rdma_write",
     "rdma_write_with_imm",
@@ -26,3 +19,16 @@ OPERATIONS = (
     "recv",
     "unknown",
 )
+QP_TYPES = ("unknown", "rc", "uc", "ud", "raw_packet", "xrc_ini", "xrc_tgt", "driver", "srq")
+QP_STATES = ("unknown", "reset", "init", "rtr", "rts", "sqd", "sqe", "err")
+COVERAGES = ("control_only", "exact", "since")
+ORIGINS = ("probe", "netlink")
+
+#: As they stand in the ring's description.
+LISTS = {
+    "operations": OPERATIONS,
+    "qp_types": QP_TYPES,
+    "qp_states": QP_STATES,
+    "coverages": COVERAGES,
+    "origins": ORIGINS,
+}

@@ -40,7 +40,7 @@ class Node:
         self.ring.describe(ringfile.about(attributes, names.LISTS))
         self.journal = Journal(self.ring)
         self.series = SeriesTable(config.limits.series, self.ring)
-        self.ledger = Ledger(config)
+        self.ledger = Ledger(config, self.ring)
         self.runners = [
             Runner(source, self._lock, self.journal)
             for wanted, source in (

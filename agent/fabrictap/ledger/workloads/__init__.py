@@ -1,0 +1,99 @@
+"""Who it was: process -> container -> pod or Slurm job.
+
+``resolver`` reads what /proc and the log directories say of one process, in the thread of the source that
+met it. :class:`Workloads` holds what the kubelet says of pods and their devices, and turns a workload
+into attributes; it is guarded by the node's lock.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from fabrictap.ledger.workloads.attributes import attributes
+from fabrictap.ledger.workloads.budget import AttributeValue, CardinalityBudget
+from fabrictap.ledger.workloads.model import NONE, Container, Device, Pod, Workload, named
+from fabrictap.ledger.workloads.resolver import Resolver
+
+__all__ = ["NONE", "Container", "Device", "Pod", "Resolver", "Workload", "Workloads", "attributes"]
+
+#: A device -> the containers that have it; several where the device plugin shares it.
+Assignments = Mapping[Device, tuple[Container, ...]]
+
+
+@dataclass(slots=True)
+class _Holder:
+    """The identity that a process has been given, and for which version of the names."""
+
+    start_ticks: int | None
+    version: int
+    attributes: dict[str, AttributeValue]
+
+
+class Workloads:
+    """Pods, their containers and devices, and the attributes that series of a process carry."""
+
+    def __init__(self, resolver: Resolver, identities: int, devices: int) -> None:
+        self.resolver = resolver
+        self.budget = CardinalityBudget(identities)
+        #: Device assignments beyond the limit, cumulative.
+        self.devices_dropped = 0
+        self.devices: dict[Device, tuple[Container, ...]] = {}
+        self._device_capacity = devices
+        self._pods: Mapping[str, Pod] = {}
+        self._containers: Mapping[str, Container] = {}
+        self._version = 0
+        self._held: dict[int, _Holder] = {}
+
+    def name(self, pods: Mapping[str, Pod], containers: Mapping[str, Container]) -> None:
+        """All pods by uid and all containers by id, as known now; these replace what was known."""
+        if pods != self._pods or containers != self._containers:
+            self._pods, self._containers = pods, containers
+            self._version += 1
+
+    def assign(self, devices: Assignments) -> None:
+        """All devices that containers have now; the first are kept where there are too many."""
+        self.devices_dropped += max(0, len(devices) - self._device_capacity)
+        self.devices = dict(list(devices.items())[: self._device_capacity])
+
+    def owners(self, device_id: str) -> tuple[Container, ...]:
+        """The containers that have a device, by the device plugin's id: a GPU's or MIG device's UUID, a PCI
+        address. Shares of a time-sliced GPU (UUID::1) count for the GPU."""
+        found: dict[Container, None] = {}
+        for device, containers in self.devices.items():
+            if device.id == device_id or device.id.partition("::")[0] == device_id:
+                found.update(dict.fromkeys(containers))
+        return tuple(found)
+
+    def complete(self, workload: Workload) -> Workload:
+        """``workload`` with the names that have become known since it was read."""
+        if workload.pod_uid is None or (
+            workload.pod_name is not None and workload.container_name is not None
+        ):
+            return workload
+        pod = self._pods.get(workload.pod_uid)
+        container = self._containers.get(workload.container_id or "")
+        return named(workload, pod, container)
+
+    def identity(
+        self, pid: int, start_ticks: int | None, name: str, workload: Workload
+    ) -> dict[str, AttributeValue]:
+        """What series of this process carry: at most as many different sets as the budget admits."""
+        held = self._held.get(pid)
+        if held is not None and held.start_ticks == start_ticks and held.version == self._version:
+            return held.attributes
+        full = self.full_identity(pid, name, workload)
+        self.forget(pid)
+        admitted = self.budget.admit(full)
+        self._held[pid] = _Holder(start_ticks, self._version, admitted)
+        return admitted
+
+    def full_identity(self, pid: int, name: str, workload: Workload) -> dict[str, AttributeValue]:
+        """The same for spans, which need no budget."""
+        return {"process.pid": pid, "process.executable.name": name, **attributes(self.complete(workload))}
+
+    def forget(self, pid: int) -> None:
+        """The process has ended: its identity is free for another."""
+        held = self._held.pop(pid, None)
+        if held is not None:
+            self.budget.release(held.attributes)

@@ -16,6 +16,7 @@ from fabrictap.runner import Runner
 from fabrictap.selfwatch import SelfWatch
 from fabrictap.series import SeriesTable
 from fabrictap.sources.infiniband.source import Infiniband
+from fabrictap.sources.kubelet.source import Kubelet
 from fabrictap.sources.rdma_netlink.source import RdmaNetlink
 from fabrictap.sources.verbs.source import Verbs
 
@@ -34,18 +35,27 @@ class Node:
         self._stop = threading.Event()
         self.series = SeriesTable(config.limits.series)
         self.ledger = Ledger(config)
+        kubelet = config.sources.kubelet
         self.runners = [
             Runner(source, self._lock)
             for wanted, source in (
                 # Netlink after verbs: its dump also makes the kernel tell the probes of older connections.
-                (config.sources.infiniband, Infiniband(config.sources.infiniband, self.series, self.ledger)),
-                (config.sources.verbs, Verbs(config.sources.verbs, self.series, self.ledger)),
                 (
-                    config.sources.rdma_netlink,
+                    config.sources.infiniband.enabled,
+                    Infiniband(config.sources.infiniband, self.series, self.ledger),
+                ),
+                (config.sources.verbs.enabled, Verbs(config.sources.verbs, self.series, self.ledger)),
+                (
+                    config.sources.rdma_netlink.enabled,
                     RdmaNetlink(config.sources.rdma_netlink, self.series, self.ledger),
                 ),
+                # Last: a kubelet that hangs keeps nobody waiting.
+                (
+                    Kubelet.wanted(kubelet),
+                    Kubelet(kubelet, config.limits, self.series, self.ledger),
+                ),
             )
-            if wanted.enabled
+            if wanted
         ]
         self._inventory = Inventory(self.series, self.ledger)
         self._selfwatch = SelfWatch(self.series)

@@ -6,20 +6,39 @@ from dataclasses import dataclass
 
 import psutil
 
+from fabrictap.ledger.workloads import NONE, Resolver, Workload, Workloads
+
 KERNEL = "[kernel]"
 
 
 @dataclass(slots=True)
 class Process:
-    """One process. ``started`` is seconds since the epoch, None when it was gone before it could be read."""
+    """One process. ``started`` is seconds since the epoch, None when it was gone before it could be read.
+
+    ``start_ticks`` is the same in the kernel's clock ticks since boot, which no clock that is set moves: with
+    the pid it is the identity of the process.
+    """
 
     pid: int
     name: str
     started: float | None
+    start_ticks: int | None = None
+    workload: Workload = NONE
 
 
-def read(pid: int, comm: str) -> Process:
-    """What /proc says of ``pid``; ``comm`` (from the kernel's event) names a process that has gone."""
+def read(pid: int, comm: str, resolver: Resolver | None = None) -> Process:
+    """What /proc says of ``pid``; ``comm`` (from the kernel's event) names a process that has gone.
+
+    With a ``resolver`` also what it belongs to. Blocks; touches no table.
+    """
+    process = _read(pid, comm)
+    if resolver is not None:
+        resolved = resolver.resolve(pid)
+        process.start_ticks, process.workload = resolved.start_ticks, resolved.workload
+    return process
+
+
+def _read(pid: int, comm: str) -> Process:
     try:
         process = psutil.Process(pid)
         with process.oneshot():
@@ -36,9 +55,10 @@ def read(pid: int, comm: str) -> Process:
 class Processes:
     """pid -> Process, newest kept: the oldest entry goes when the table is full."""
 
-    def __init__(self, capacity: int) -> None:
+    def __init__(self, capacity: int, workloads: Workloads | None = None) -> None:
         self.capacity = capacity
         self.dropped = 0
+        self._workloads = workloads
         self._processes: dict[int, Process] = {}
 
     def __len__(self) -> int:
@@ -53,9 +73,11 @@ class Processes:
         if known is not None and process.started is None:
             return
         if known is None and len(self._processes) >= self.capacity:
-            del self._processes[next(iter(self._processes))]
+            self.remove(next(iter(self._processes)))
             self.dropped += 1
         self._processes[process.pid] = process
 
     def remove(self, pid: int) -> None:
         self._processes.pop(pid, None)
+        if self._workloads is not None:
+            self._workloads.forget(pid)

@@ -7,7 +7,7 @@ into attributes; it is guarded by the node's lock.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Set
 from dataclasses import dataclass
 
 from fabrictap.ledger.workloads.attributes import attributes
@@ -26,6 +26,8 @@ class _Holder:
     """The identity that a process has been given, and for which version of the names."""
 
     start_ticks: int | None
+    name: str | None
+    workload: Workload
     version: int
     attributes: dict[str, AttributeValue]
 
@@ -34,6 +36,7 @@ class Workloads:
     """Pods, their containers and devices, and the attributes that series of a process carry."""
 
     def __init__(self, resolver: Resolver, identities: int, devices: int) -> None:
+        """``identities``: different attribute sets; ``devices``: assignments."""
         self.resolver = resolver
         self.budget = CardinalityBudget(identities)
         #: Device assignments beyond the limit, cumulative.
@@ -76,24 +79,38 @@ class Workloads:
         return named(workload, pod, container)
 
     def identity(
-        self, pid: int, start_ticks: int | None, name: str, workload: Workload
+        self, pid: int, start_ticks: int | None, name: str | None, workload: Workload
     ) -> dict[str, AttributeValue]:
         """What series of this process carry: at most as many different sets as the budget admits."""
         held = self._held.get(pid)
-        if held is not None and held.start_ticks == start_ticks and held.version == self._version:
+        if (
+            held is not None
+            and (held.start_ticks, held.name, held.version) == (start_ticks, name, self._version)
+            and (held.workload is workload or held.workload == workload)
+        ):
             return held.attributes
         full = self.full_identity(pid, name, workload)
         self.forget(pid)
+        if len(self._held) >= self.resolver.capacity:
+            self.forget(next(iter(self._held)))
         admitted = self.budget.admit(full)
-        self._held[pid] = _Holder(start_ticks, self._version, admitted)
+        self._held[pid] = _Holder(start_ticks, name, workload, self._version, admitted)
         return admitted
 
-    def full_identity(self, pid: int, name: str, workload: Workload) -> dict[str, AttributeValue]:
+    def full_identity(self, pid: int, name: str | None, workload: Workload) -> dict[str, AttributeValue]:
         """The same for spans, which need no budget."""
-        return {"process.pid": pid, "process.executable.name": name, **attributes(self.complete(workload))}
+        process: dict[str, AttributeValue] = {"process.pid": pid}
+        if name is not None:
+            process["process.executable.name"] = name
+        return {**process, **attributes(self.complete(workload))}
 
     def forget(self, pid: int) -> None:
         """The process has ended: its identity is free for another."""
         held = self._held.pop(pid, None)
         if held is not None:
             self.budget.release(held.attributes)
+
+    def sweep(self, alive: Set[int | None]) -> None:
+        """Forget the processes that own nothing any more."""
+        for pid in self._held.keys() - alive:
+            self.forget(pid)

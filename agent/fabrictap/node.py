@@ -10,6 +10,7 @@ from types import FrameType
 
 from fabrictap.config import Config
 from fabrictap.export.exporter import Exporter
+from fabrictap.insight.identities import Identities
 from fabrictap.insight.inventory import Inventory
 from fabrictap.ledger import Ledger
 from fabrictap.runner import Runner
@@ -58,6 +59,7 @@ class Node:
             if wanted
         ]
         self._inventory = Inventory(self.series, self.ledger)
+        self._identities = Identities(self.series, self.ledger)
         self._selfwatch = SelfWatch(self.series)
         self._exporter = Exporter(config, self.series, self.ledger.flows)
 
@@ -97,6 +99,7 @@ class Node:
             now_ns = time.time_ns()
             self.ledger.flows.roll(now_ns)
             self._inventory.fold(now_ns)
+            self._identities.fold(now_ns)
             self._selfwatch.fold(self.runners, self._exporter.stats, now_ns)
             self._exporter.collect(now_ns)
         self._exporter.ship()

@@ -167,7 +167,7 @@ def test_what_is_kept_is_of_this_process_and_no_other_with_its_pid(proc: Proc):
     # and a process that was moved is seen in its new place after a while
     proc.put(5, b"0::/system.slice/slurmstepd.scope/job_1/step_extern\n", ticks=101)
     assert resolver.resolve(5).workload.slurm_job is None
-    now[0] = 31.0
+    now[0] = 61.0
     assert resolver.resolve(5).workload.slurm_job == "1"
     for pid in range(10, 20):
         proc.put(pid, b"0::/\n")

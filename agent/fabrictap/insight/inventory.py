@@ -79,6 +79,8 @@ class Inventory:
             ("processes", len(ledger.processes), ledger.processes.dropped),
             ("flows", len(ledger.flows), 0),
             ("spans", ledger.flows.waiting, ledger.flows.dropped),
+            ("identities", len(ledger.workloads.budget), 0),
+            ("device_assignments", ledger.workloads.assigned, ledger.workloads.devices_dropped),
         ):
             attributes = {"fabrictap.table": name}
             self._series.series(catalog.TABLE_ENTRIES, attributes, now_ns).set(entries, now_ns)

@@ -28,9 +28,7 @@ class Ledger:
         self.devices = Devices(limits.devices)
         kubelet = config.sources.kubelet
         logs = PodLogs(kubelet.pods_log_dir, limits.pods) if kubelet.enabled != "off" else None
-        self.workloads = Workloads(
-            Resolver(limits.processes, logs), limits.identities, limits.device_assignments
-        )
+        self.workloads = Workloads(Resolver(limits.processes, logs), limits.identities)
         self.processes = Processes(limits.processes, self.workloads)
         self.flows = Flows(limits.finished_spans, int(config.flows.window * 1e9))
         self.connections = Connections(limits.connections, self.flows)

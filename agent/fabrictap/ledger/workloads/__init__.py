@@ -35,14 +35,13 @@ class _Holder:
 class Workloads:
     """Pods, their containers and devices, and the attributes that series of a process carry."""
 
-    def __init__(self, resolver: Resolver, identities: int, devices: int) -> None:
-        """``identities``: different attribute sets; ``devices``: assignments."""
+    def __init__(self, resolver: Resolver, identities: int) -> None:
+        """``identities``: most different attribute sets at a time."""
         self.resolver = resolver
         self.budget = CardinalityBudget(identities)
-        #: Device assignments beyond the limit, cumulative.
+        #: Assignments and pods that were too many to be read, cumulative.
         self.devices_dropped = 0
         self.devices: dict[Device, tuple[Container, ...]] = {}
-        self._device_capacity = devices
         self._pods: Mapping[str, Pod] = {}
         self._containers: Mapping[str, Container] = {}
         self._version = 0
@@ -54,10 +53,15 @@ class Workloads:
             self._pods, self._containers = pods, containers
             self._version += 1
 
-    def assign(self, devices: Assignments) -> None:
-        """All devices that containers have now; the first are kept where there are too many."""
-        self.devices_dropped += max(0, len(devices) - self._device_capacity)
-        self.devices = dict(list(devices.items())[: self._device_capacity])
+    def assign(self, devices: Assignments, dropped: int = 0) -> None:
+        """All devices that containers have now; ``dropped``: those that were too many to be read."""
+        self.devices = dict(devices)
+        self.devices_dropped += dropped
+
+    @property
+    def assigned(self) -> int:
+        """Pairs of a device and a container that has it."""
+        return sum(len(containers) for containers in self.devices.values())
 
     def owners(self, device_id: str) -> tuple[Container, ...]:
         """The containers that have a device, by the device plugin's id: a GPU's or MIG device's UUID, a PCI

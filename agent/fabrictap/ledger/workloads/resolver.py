@@ -13,7 +13,7 @@ from fabrictap.ledger.workloads.podlogs import PodLogs
 from fabrictap.ledger.workloads.procfs import Reader
 
 #: Seconds after which a process is read again: sshd, for one, is moved into a job's cgroup after it started.
-_FRESH_SECONDS = 30.0
+_FRESH_SECONDS = 60.0
 
 
 @dataclass(frozen=True, slots=True)

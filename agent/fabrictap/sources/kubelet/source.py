@@ -29,6 +29,7 @@ class Sample:
     """What was read at once; None is what was not read."""
 
     devices: Owners | None = None
+    dropped: int = 0
     names: Listing | None = None
 
 
@@ -75,7 +76,10 @@ class Kubelet:
 
     def sample(self) -> Sample:
         """Ask once. Raises SourceUnavailable where nobody answers."""
-        sample = Sample(self._devices(), self._names())
+        assigned = self._devices()
+        sample = Sample(names=self._names())
+        if assigned is not None:
+            sample.devices, sample.dropped = assigned.devices, assigned.dropped
         if sample.devices is None and sample.names is None:
             raise SourceUnavailable("; ".join(self._said[part] for part in sorted(self._said)))
         return sample
@@ -87,7 +91,7 @@ class Kubelet:
             workloads.name(sample.names.pods, sample.names.containers)
         if sample.devices is not None:
             self._missed = 0
-            workloads.assign(sample.devices)
+            workloads.assign(sample.devices, sample.dropped)
         else:
             self._missed += 1
             if self._missed > _PATIENCE:
@@ -97,7 +101,7 @@ class Kubelet:
     def close(self) -> None:
         """Nothing is open."""
 
-    def _devices(self) -> Owners | None:
+    def _devices(self) -> podresources.Assigned | None:
         try:
             answer = podresources.fetch(self._config.socket, self._seconds)
             assigned = podresources.decode(answer, self._limits.pods, self._limits.device_assignments)
@@ -107,7 +111,7 @@ class Kubelet:
         self._said.pop("pod resources", None)
         self._count("rejected_name", assigned.rejected)
         self._count("too_many", assigned.dropped)
-        return assigned.devices
+        return assigned
 
     def _names(self) -> Listing | None:
         listings = []

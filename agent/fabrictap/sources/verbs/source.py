@@ -259,7 +259,7 @@ class Verbs:
         for pid, comm in comms.items():
             if pid not in opened and self._known.get(pid) is not None:
                 continue
-            sample.processes.append(read_process(pid, comm))
+            sample.processes.append(read_process(pid, comm, self._ledger.workloads.resolver))
             self._known[pid] = sample.instrumented[pid] = self._instrumented_since(pid)
         now = time.monotonic()
         if now >= self._next_reap:

@@ -22,6 +22,8 @@ def clean(raw: bytes | str, limit: int = 256) -> str:
     """
     if isinstance(raw, bytes):
         raw = raw[: 4 * limit + 4].decode("utf-8", errors="backslashreplace")
+    if len(raw) <= limit and raw.isprintable():
+        return raw
     made: list[str] = []
     size = 0
     for character in raw:

@@ -124,6 +124,11 @@ class Flows(Section):
     window: Duration = Duration(60.0)
 
 
+class Workloads(Section):
+    #: Search the environment of processes outside of pods for Slurm's variables.
+    environment: bool = True
+
+
 class Signal(Section):
     """Where one signal goes over OTLP/gRPC. The fields are those of the OTEL_EXPORTER_OTLP_* variables."""
 
@@ -170,6 +175,7 @@ class Config(Section):
     sources: Sources = msgspec.field(default_factory=Sources)
     limits: Limits = msgspec.field(default_factory=Limits)
     flows: Flows = msgspec.field(default_factory=Flows)
+    workloads: Workloads = msgspec.field(default_factory=Workloads)
     export: Export = msgspec.field(default_factory=Export)
     resource: Resource = msgspec.field(default_factory=Resource)
 

@@ -113,6 +113,15 @@ def test_a_pod_is_not_asked_for_its_environment(proc: Proc):
     assert (reading.workload.pod_uid, reading.workload.slurm_job, reading.losses) == (uid, None, ())
 
 
+def test_environments_are_left_alone_where_that_is_asked_for(proc: Proc):
+    proc.put(
+        5, b"0::/system.slice/slurmstepd.scope/job_1/step_0\n", b"SLURM_JOB_UID=1000\0SLURM_JOB_USER=anna\0"
+    )
+    assert proc.reader.read(5).workload.slurm_user == "anna"
+    workload = Reader(str(proc.root), environment=False).read(5).workload
+    assert (workload.slurm_job, workload.slurm_user) == ("1", None)
+
+
 def test_a_huge_environment_is_read_to_its_limit_and_no_variable_is_cut(proc: Proc):
     filler = b"A" * (MAX_ENVIRON - 20) + b"\0"
     proc.put(5, b"0::/\n", b"SLURM_JOB_ID=3\0" + b"B=" + b"\xff" * (1 << 20))

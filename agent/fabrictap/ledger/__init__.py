@@ -14,6 +14,7 @@ from fabrictap.ledger.memory import Contexts, MemoryRegions
 from fabrictap.ledger.processes import KERNEL, Processes
 from fabrictap.ledger.workloads import NONE, Resolver, Workloads
 from fabrictap.ledger.workloads.podlogs import PodLogs
+from fabrictap.ledger.workloads.procfs import Reader
 from fabrictap.series import AttributeValue
 
 __all__ = ["Ledger"]
@@ -28,7 +29,10 @@ class Ledger:
         self.devices = Devices(limits.devices)
         kubelet = config.sources.kubelet
         logs = PodLogs(kubelet.pods_log_dir, limits.pods) if kubelet.enabled != "off" else None
-        self.workloads = Workloads(Resolver(limits.processes, logs), limits.identities)
+        self.workloads = Workloads(
+            Resolver(limits.processes, logs, Reader(environment=config.workloads.environment)),
+            limits.identities,
+        )
         self.processes = Processes(limits.processes, self.workloads)
         self.flows = Flows(limits.finished_spans, int(config.flows.window * 1e9))
         self.connections = Connections(limits.connections, self.flows)

@@ -39,9 +39,10 @@ class Reading:
 
 @dataclass
 class Reader:
-    """Reads below ``root``. From any thread."""
+    """Reads below ``root``, environments where ``environment`` is set. From any thread."""
 
     root: str = "/proc"
+    environment: bool = True
     _stuck: list[threading.Thread] = field(default_factory=list)
 
     def start_ticks(self, pid: int) -> int | None:
@@ -77,7 +78,7 @@ class Reader:
         if ticks is None:
             return Reading(losses=("malformed",))
         workload = cgroup.identify(cgroup.parse(text))
-        if workload.pod_uid is not None and workload.slurm_job is None:
+        if not self.environment or (workload.pod_uid is not None and workload.slurm_job is None):
             return Reading(ticks, workload)
         raw, losses = self._environ(fd)
         if raw is None:

@@ -119,7 +119,7 @@ def test_environments_are_left_alone_where_that_is_asked_for(proc: Proc):
     )
     assert proc.reader.read(5).workload.slurm_user == "anna"
     workload = Reader(str(proc.root), environment=False).read(5).workload
-    assert (workload.slurm_job, workload.slurm_user) == ("1", None)
+    assert (workload.slurm_job, workload.slurm_uid, workload.slurm_user) == ("1", 1000, None)
 
 
 def test_a_huge_environment_is_read_to_its_limit_and_no_variable_is_cut(proc: Proc):

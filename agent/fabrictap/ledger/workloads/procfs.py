@@ -78,11 +78,9 @@ class Reader:
         if ticks is None:
             return Reading(losses=("malformed",))
         workload = cgroup.identify(cgroup.parse(text))
-        if not self.environment or (workload.pod_uid is not None and workload.slurm_job is None):
+        if workload.pod_uid is not None and workload.slurm_job is None:
             return Reading(ticks, workload)
-        raw, losses = self._environ(fd)
-        if raw is None:
-            return Reading(ticks, workload, losses)
+        raw, losses = self._environ(fd) if self.environment else (b"", ())
         said = environ.parse(raw)
         losses += ("environ_rejected",) * said.rejected
         if workload.slurm_job is None and said.job is None:
@@ -112,10 +110,11 @@ class Reader:
             )
         return workload
 
-    def _environ(self, fd: int) -> tuple[bytes | None, tuple[str, ...]]:
+    def _environ(self, fd: int) -> tuple[bytes, tuple[str, ...]]:
+        """The environment, empty where it cannot be read, and why."""
         self._stuck = [thread for thread in self._stuck if thread.is_alive()]
         if self._stuck:
-            return None, ("environ_hung",)  # one left behind is enough
+            return b"", ("environ_hung",)  # one left behind is enough
         own = os.dup(fd)
 
         def read() -> bytes:
@@ -128,10 +127,10 @@ class Reader:
         thread.join(_ENVIRON_SECONDS)
         if thread.is_alive():
             self._stuck.append(thread)
-            return None, ("environ_hung",)
+            return b"", ("environ_hung",)
         raw = answer[0] if answer else OSError()
         if isinstance(raw, OSError):
-            return None, (f"environ_{_word(raw)}",)
+            return b"", (f"environ_{_word(raw)}",)
         if len(raw) > MAX_ENVIRON:
             # the last variable may be cut, and half a number is a number too
             return raw[: raw.rfind(b"\0", 0, MAX_ENVIRON) + 1], ("environ_truncated",)

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from doubles.verbs_node import RTR, RTS, Node, created, destroyed, modified
 from fabrictap import catalog
 from fabrictap.config import Config
 from fabrictap.insight.identities import Identities
@@ -79,7 +80,6 @@ def test_names_that_come_later_change_the_identity_and_hold_one_place(ledger: Le
         "k8s.pod.name": "train-0",
         "k8s.container.name": "main",
     }
-    assert ledger.full_identity(7) == after
     ledger.workloads.name({UID: Pod(UID, "ml", "train-0")}, {ID: Container("ml", "train-0", "main")})
     assert ledger.identity(7) is after, "the same names change nothing"
     assert len(ledger.workloads.budget) == 1
@@ -185,3 +185,24 @@ def test_netlink_reads_a_pid_again_when_it_is_another_process_or_has_moved(tmp_p
     for file in path.iterdir():
         file.unlink()
     assert source._process(pid, third) is third, "what has gone is known as it was"
+
+
+def test_spans_say_whose_they_are_even_when_the_pid_is_already_anothers():
+    node = Node()
+    workload = Workload(container_id=ID, runtime="docker")
+    node.fold(processes=[Process(7, "old", 1.0, 100, workload)])
+    node.fold(created(17, pid=7), modified(RTR), modified(RTS))
+    # the process ends and its pid comes back, all told in one sample
+    successor = Process(7, "new", 2.0, 200, Workload(slurm_job="3", slurm_origin="cgroup"))
+    node.fold(destroyed(17, pid=7), created(18, pid=7), processes=[successor])
+    for span in node.spans().values():
+        assert span.attributes["process.executable.name"] == "old"
+        assert span.attributes["container.id"] == ID
+        assert "slurm.job.id" not in span.attributes
+    node.fold(modified(RTR, 18), modified(RTS, 18), destroyed(18, pid=7))
+    for span in node.spans().values():
+        assert span.attributes["process.executable.name"] == "new"
+        assert span.attributes["slurm.job.id"] == "3"
+        assert "container.id" not in span.attributes
+        known = {attribute.name for attribute in catalog.FLOW_SPAN.attributes}
+        assert {name for name in span.attributes if not name.startswith("rdma.flow.")} <= known

@@ -7,7 +7,7 @@ that does not fit is counted in the table's ``dropped``.
 from __future__ import annotations
 
 from fabrictap.config import Config
-from fabrictap.ledger.connections import Connections
+from fabrictap.ledger.connections import Connection, Connections
 from fabrictap.ledger.devices import DeviceFilter, Devices
 from fabrictap.ledger.flows import Flows
 from fabrictap.ledger.memory import Contexts, MemoryRegions
@@ -34,8 +34,8 @@ class Ledger:
             limits.identities,
         )
         self.processes = Processes(limits.processes, self.workloads)
-        self.flows = Flows(limits.finished_spans, int(config.flows.window * 1e9))
-        self.connections = Connections(limits.connections, self.flows)
+        self.flows = Flows(limits.finished_spans, int(config.flows.window * 1e9), self.identity_of)
+        self.connections = Connections(limits.connections, self.flows, self.processes)
         self.memory = MemoryRegions(limits.memory_regions)
         self.contexts = Contexts(limits.contexts)
 
@@ -50,14 +50,17 @@ class Ledger:
             return self.workloads.identity(pid, None, name, NONE)
         return self.workloads.identity(pid, process.start_ticks, process.name, process.workload)
 
-    def full_identity(self, pid: int | None, name: str | None = None) -> dict[str, AttributeValue]:
-        """The same for a span, with every detail."""
+    def identity_of(self, connection: Connection) -> dict[str, AttributeValue]:
+        """Whose connection it is, for its spans: every detail, and of the process that made it."""
+        pid, owner = connection.pid, connection.owner
         if pid is None:
-            return {"process.executable.name": name or KERNEL}
-        process = self.processes.get(pid)
-        if process is None:
-            return self.workloads.full_identity(pid, name, NONE)
-        return self.workloads.full_identity(pid, process.name, process.workload)
+            return {"process.executable.name": connection.process}
+        now = self.processes.get(pid)
+        if owner is None or (now is not None and now.start_ticks == owner.start_ticks):
+            owner = now  # it may have moved, or been named, since
+        return self.workloads.full_identity(
+            pid, connection.process, owner.workload if owner is not None else NONE
+        )
 
     def sweep(self) -> None:
         """Give back what processes hold that own nothing any more; nobody tells of the end of all of them."""

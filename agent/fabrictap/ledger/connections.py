@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from datetime import datetime, timezone
 
 from fabrictap.ledger.flows import Flow, Flows
+from fabrictap.ledger.processes import Process, Processes
 
 #: QP types that are bound to one peer.
 CONNECTED = frozenset({"rc", "uc", "xrc_ini", "xrc_tgt"})
@@ -65,15 +66,18 @@ class Connection:
     receiver: Flow | None = None
     #: Software holds the function pointers of ibv_wr_*: its posts may go unseen.
     extended: bool = False
+    #: Its process as it was when the connection was made: the pid may be another's by the time it ends.
+    owner: Process | None = None
 
 
 class Connections:
     """(device, qpn) -> Connection. When full, the newest is refused and counted."""
 
-    def __init__(self, capacity: int, flows: Flows) -> None:
+    def __init__(self, capacity: int, flows: Flows, processes: Processes | None = None) -> None:
         self.capacity = capacity
         self.dropped = 0
         self._flows = flows
+        self._processes = processes
         self._connections: dict[tuple[str, int], Connection] = {}
 
     def __len__(self) -> int:
@@ -90,6 +94,8 @@ class Connections:
         if len(self._connections) >= self.capacity:
             self.dropped += 1
             return False
+        if self._processes is not None and connection.pid is not None:
+            connection.owner = self._processes.get(connection.pid)
         self._connections[(connection.device, connection.qpn)] = connection
         return True
 

@@ -277,7 +277,8 @@ WORKLOAD_LOSS = Attribute(
     str,
     "gone: the process ended before it was read; denied, malformed; environ_denied, environ_hung, "
     "environ_malformed, environ_gone: its environment was not read; environ_truncated: it is larger than "
-    "256 KiB, and only that was searched; environ_rejected: a variable of Slurm's has no value of Slurm's",
+    "256 KiB, and only that was searched; environ_rejected: a variable of Slurm's has no value of Slurm's; "
+    "name_escaped: the name of an executable or cgroup is no printable text and is told with escapes",
     (
         "gone",
         "denied",
@@ -288,6 +289,7 @@ WORKLOAD_LOSS = Attribute(
         "environ_gone",
         "environ_truncated",
         "environ_rejected",
+        "name_escaped",
     ),
 )
 IDENTITY_LEVEL = Attribute(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import random
+import shutil
 import subprocess
 import sys
 import threading
@@ -13,6 +14,7 @@ from pathlib import Path
 import psutil
 import pytest
 
+from fabrictap.ledger.processes import read
 from fabrictap.ledger.workloads.environ import parse
 from fabrictap.ledger.workloads.procfs import MAX_ENVIRON, Reader, parse_start_ticks, parse_uid
 from fabrictap.ledger.workloads.resolver import Resolver
@@ -204,3 +206,19 @@ def test_links_in_the_place_of_files_are_not_followed(proc: Proc, tmp_path: Path
     (path / "environ").symlink_to(secret)
     reading = proc.reader.read(5)
     assert (reading.workload.slurm_job, reading.losses) == (None, ("environ_malformed",))
+
+
+def test_an_odd_name_is_one_printable_line_and_counted(proc: Proc, tmp_path: Path):
+    proc.put(5, b"0::/system.slice/a\xff.service\n")
+    assert proc.reader.read(5).losses == ("name_escaped",)
+    program = tmp_path / "evil\n\x1b[2J\udcff"
+    shutil.copy("/bin/sleep", program)
+    child = subprocess.Popen([program, "60"])
+    resolver = Resolver(10)
+    try:
+        eventually(lambda: read(child.pid, "").name.startswith("evil"), "it runs")
+        assert read(child.pid, "", resolver).name == r"evil\n\x1b[2J\xff"
+    finally:
+        child.kill()
+        child.wait()
+    assert resolver.losses == {"name_escaped": 1}

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 
 import psutil
 
 from fabrictap.ledger.workloads import NONE, Resolver, Workload, Workloads
+from fabrictap.ledger.workloads.text import clean
 
 KERNEL = "[kernel]"
+_MAX_NAME = 128
 
 
 @dataclass(slots=True)
@@ -32,9 +35,13 @@ def read(pid: int, comm: str, resolver: Resolver | None = None) -> Process:
     With a ``resolver`` also what it belongs to. Blocks; touches no table.
     """
     process = _read(pid, comm)
+    said = clean(os.fsencode(process.name), _MAX_NAME)
     if resolver is not None:
+        if said != process.name:
+            resolver.count("name_escaped")
         resolved = resolver.resolve(pid)
         process.start_ticks, process.workload = resolved.start_ticks, resolved.workload
+    process.name = said
     return process
 
 

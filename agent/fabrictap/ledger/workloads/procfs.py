@@ -78,11 +78,12 @@ class Reader:
         if ticks is None:
             return Reading(losses=("malformed",))
         workload = cgroup.identify(cgroup.parse(text))
+        odd = () if _printable(text) else ("name_escaped",)
         if workload.pod_uid is not None and workload.slurm_job is None:
-            return Reading(ticks, workload)
+            return Reading(ticks, workload, odd)
         raw, losses = self._environ(fd) if self.environment else (b"", ())
         said = environ.parse(raw)
-        losses += ("environ_rejected",) * said.rejected
+        losses += odd + ("environ_rejected",) * said.rejected
         if workload.slurm_job is None and said.job is None:
             return Reading(ticks, workload, losses)
         return Reading(ticks, self._with_slurm(fd, workload, said), losses)
@@ -181,6 +182,13 @@ def _read(directory: int, name: str, limit: int) -> bytes:
         return b"".join(parts)
     finally:
         os.close(fd)
+
+
+def _printable(text: bytes) -> bool:
+    try:
+        return text.decode("utf-8").replace("\n", "").isprintable()
+    except UnicodeDecodeError:
+        return False
 
 
 def _word(error: OSError) -> str:

@@ -46,6 +46,11 @@ class Resolver:
     def __len__(self) -> int:
         return len(self._kept)
 
+    def count(self, loss: str) -> None:
+        """One more of a reason."""
+        with self._lock:
+            self.losses[loss] += 1
+
     def start_ticks(self, pid: int) -> int | None:
         """When ``pid`` started; None if there is no such process."""
         return self._reader.start_ticks(pid)

@@ -7,10 +7,12 @@ from pathlib import Path
 
 import pytest
 
+from doubles import raw_records as raw
 from doubles.verbs_node import RTR, RTS, Node, created, destroyed, modified
 from fabrictap import catalog
 from fabrictap.config import Config
 from fabrictap.insight.identities import Identities
+from fabrictap.insight.inventory import Inventory
 from fabrictap.ledger import Ledger
 from fabrictap.ledger.memory import MemoryRegion
 from fabrictap.ledger.processes import Process, read
@@ -206,3 +208,51 @@ def test_spans_say_whose_they_are_even_when_the_pid_is_already_anothers():
         assert "container.id" not in span.attributes
         known = {attribute.name for attribute in catalog.FLOW_SPAN.attributes}
         assert {name for name in span.attributes if not name.startswith("rdma.flow.")} <= known
+
+
+def test_everything_of_a_process_carries_its_workload():
+    node = Node()
+    node.fold(processes=[Process(7, "train", 1.0, 100, IN_POD)], instrumented={7: node.now})
+    node.ledger.workloads.name({UID: Pod(UID, "ml", "train-0")}, {ID: Container("ml", "train-0", "main")})
+    node.fold(created(17, pid=7), modified(RTR), modified(RTS))
+    node.tick(raw.post(17, operations=4, size=1000, pid=7))
+    node.ledger.contexts.opened("mlx5_0", 7, "probe")
+    node.ledger.memory.put(MemoryRegion("mlx5_0", 1, 1, 7, None, 4096, 1))
+    Inventory(node.table, node.ledger).fold(node.now)
+    whole = {
+        "process.pid": 7,
+        "process.executable.name": "train",
+        "k8s.namespace.name": "ml",
+        "k8s.pod.name": "train-0",
+        "k8s.pod.uid": UID,
+        "k8s.container.name": "main",
+        "container.id": ID,
+        "container.runtime.name": "containerd",
+    }
+    for metric in (
+        catalog.VERBS_IO,
+        catalog.VERBS_OPERATIONS,
+        catalog.VERBS_MESSAGE_SIZE,
+        catalog.QP_STATUS,
+        catalog.CONTEXT_COUNT,
+        catalog.MR_COUNT,
+        catalog.MR_SIZE,
+    ):
+        series = node.one(metric)
+        assert whole.items() <= series.attributes.items(), metric.name
+        assert set(series.attributes) <= {attribute.name for attribute in metric.attributes}
+
+
+def test_processes_that_share_a_series_are_summed():
+    config = Config()
+    config.limits.identities = 2
+    ledger, series = Ledger(config), SeriesTable(100)
+    for pid in range(1, 9):
+        put(ledger, pid, IN_POD)
+        ledger.contexts.opened("mlx5_0", pid, "probe")
+    inventory = Inventory(series, ledger)
+    inventory.fold(10**18)
+    inventory.fold(10**18 + 10**9)
+    counts = [s for s in series if s.metric is catalog.CONTEXT_COUNT and not s.ended]
+    assert len(counts) == 2
+    assert sum(s.value for s in counts) == 8

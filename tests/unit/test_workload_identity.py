@@ -256,3 +256,12 @@ def test_processes_that_share_a_series_are_summed():
     counts = [s for s in series if s.metric is catalog.CONTEXT_COUNT and not s.ended]
     assert len(counts) == 2
     assert sum(s.value for s in counts) == 8
+
+
+def test_without_the_nodes_pids_a_probes_pid_is_no_process_of_this_proc():
+    node = Node()
+    node.verbs._host_pids = False
+    process = node.verbs._process(os.getpid(), "ib_write_bw")
+    assert process == Process(os.getpid(), "ib_write_bw", None)
+    node.verbs._host_pids = True
+    assert node.verbs._process(os.getpid(), "ib_write_bw").start_ticks is not None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from dataclasses import dataclass
+from pathlib import Path
 
 import psutil
 
@@ -12,6 +13,8 @@ from fabrictap.ledger.workloads.text import clean
 
 KERNEL = "[kernel]"
 _MAX_NAME = 128
+#: PROC_PID_INIT_INO, include/linux/proc_ns.h: the node's own pid namespace.
+_INIT_PID_NAMESPACE = 0xEFFFFFFC
 
 
 @dataclass(slots=True)
@@ -57,6 +60,14 @@ def _read(pid: int, comm: str) -> Process:
             return Process(pid, name or comm or process.name(), started)
     except (psutil.Error, OSError):
         return Process(pid, comm or "unknown", None)
+
+
+def host_pids() -> bool:
+    """Whether the agent shares the node's pid namespace: else a probe's pid is another process in /proc."""
+    try:
+        return Path("/proc/self/ns/pid").stat().st_ino == _INIT_PID_NAMESPACE
+    except OSError:
+        return False
 
 
 class Processes:

@@ -31,7 +31,7 @@ from fabrictap.ext.records import (
     decode,
 )
 from fabrictap.ledger import Ledger
-from fabrictap.ledger.processes import Process
+from fabrictap.ledger.processes import Process, host_pids
 from fabrictap.ledger.processes import read as read_process
 from fabrictap.series import SeriesTable
 from fabrictap.sources import SourceUnavailable
@@ -85,6 +85,7 @@ class Verbs:
         self._config = config
         self._series = series
         self._ledger = ledger
+        self._host_pids = host_pids()
         self._control: Probes | None = None
         self._connection_manager: Probes | None = None
         self._data: Probes | None = None
@@ -259,7 +260,7 @@ class Verbs:
         for pid, comm in comms.items():
             if pid not in opened and self._known.get(pid) is not None:
                 continue
-            sample.processes.append(read_process(pid, comm, self._ledger.workloads.resolver))
+            sample.processes.append(self._process(pid, comm))
             self._known[pid] = sample.instrumented[pid] = self._instrumented_since(pid)
         now = time.monotonic()
         if now >= self._next_reap:
@@ -267,6 +268,11 @@ class Verbs:
             sample.gone = [pid for pid in self._known if not Path(f"/proc/{pid}").exists()]
             for pid in sample.gone:
                 del self._known[pid]
+
+    def _process(self, pid: int, comm: str) -> Process:
+        if not self._host_pids:
+            return Process(pid, comm or "unknown", None)
+        return read_process(pid, comm, self._ledger.workloads.resolver)
 
     def _instrumented_since(self, pid: int) -> int | None:
         try:

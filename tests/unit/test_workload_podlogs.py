@@ -118,6 +118,16 @@ def test_more_pods_than_the_limit_and_names_that_are_none_are_counted(logs: Logs
     assert (listing.rejected, listing.dropped) == (2, 23 + 2)
 
 
+def test_an_id_with_two_names_has_none(logs: Logs):
+    logs.put(POD, main=ID)
+    logs.put(Pod(UID, "evil", "mine"), main=ID)
+    logs.put(Pod("0" * 32, "ml", "other"), main="0" * 64)
+    listing = PodLogs(str(logs.pods), 10).listing()
+    assert list(listing.pods) == ["0" * 32]
+    assert list(listing.containers) == ["0" * 64]
+    assert listing.rejected == 2
+
+
 def test_a_container_of_another_pod_names_nothing():
     workload = Workload(container_id=ID, pod_uid=UID)
     assert named(workload, None, None) == workload

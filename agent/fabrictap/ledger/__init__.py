@@ -56,7 +56,7 @@ class Ledger:
         if pid is None:
             return {"process.executable.name": connection.process}
         now = self.processes.get(pid)
-        if owner is None or (now is not None and now.start_ticks == owner.start_ticks):
+        if owner is not None and now is not None and now.start_ticks == owner.start_ticks:
             owner = now  # it may have moved, or been named, since
         return self.workloads.full_identity(
             pid, connection.process, owner.workload if owner is not None else NONE

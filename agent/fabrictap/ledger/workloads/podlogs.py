@@ -8,19 +8,22 @@ may be in any of these names. Only names are read: nothing is opened, no link is
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
+from typing import TypeVar
 
 from fabrictap.ledger.workloads.model import Container, Pod
 from fabrictap.ledger.workloads.text import LABEL, POD_UID, SUBDOMAIN
 
 _LOG = re.compile(r"(?P<pod>[^_]+)_(?P<namespace>[^_]+)_(?P<container>[^_]+)-(?P<id>[0-9a-f]{64})\.log")
+NamedT = TypeVar("NamedT", Pod, Container)
 #: A directory that changed less than this before it was listed may have changed again unnoticed: its time
 #: has the resolution of the kernel's tick.
 _SETTLED_NS = 50_000_000
@@ -113,29 +116,41 @@ class PodLogs:
         return names[0] if len(names) == 1 and LABEL.fullmatch(names[0]) else None
 
     def _list(self) -> Listing:
-        pods: dict[str, Pod] = {}
+        pods, lost = _collect(map(_pod_entry, _names(self.directory)), self._capacity)
         containers: dict[str, Container] = {}
-        rejected = dropped = 0
-        for name in _names(self.directory):
-            pod = parse_pod(name)
-            if pod is None:
+        with contextlib.suppress(OSError):  # a node may have none: pods are named all the same
+            containers, more = _collect(map(parse_container, _names(self.links)), 4 * self._capacity)
+            lost = (lost[0] + more[0], lost[1] + more[1])
+        return Listing(pods, containers, *lost)
+
+
+def _pod_entry(name: str) -> tuple[str, Pod] | None:
+    pod = parse_pod(name)
+    return (pod.uid, pod) if pod is not None else None
+
+
+def _collect(
+    entries: Iterable[tuple[str, NamedT] | None], capacity: int
+) -> tuple[dict[str, NamedT], tuple[int, int]]:
+    """What is named, by id, and how many were rejected and dropped.
+
+    An id with two names has none: whoever may write here (a pod with the directory as a hostPath) could
+    otherwise give his name to another's.
+    """
+    found: dict[str, NamedT | None] = {}
+    rejected = dropped = 0
+    for entry in entries:
+        if entry is None:
+            rejected += 1
+        elif entry[0] in found:
+            if found[entry[0]] != entry[1]:
+                found[entry[0]] = None
                 rejected += 1
-            elif len(pods) >= self._capacity:
-                dropped += 1
-            else:
-                pods[pod.uid] = pod
-        try:
-            for name in _names(self.links):
-                found = parse_container(name)
-                if found is None:
-                    rejected += 1
-                elif len(containers) >= 4 * self._capacity:
-                    dropped += 1
-                else:
-                    containers[found[0]] = found[1]
-        except OSError:
-            pass  # a node may have none: pods are named all the same
-        return Listing(pods, containers, rejected, dropped)
+        elif len(found) >= capacity:
+            dropped += 1
+        else:
+            found[entry[0]] = entry[1]
+    return {key: value for key, value in found.items() if value is not None}, (rejected, dropped)
 
 
 def _names(directory: Path) -> Iterator[str]:

@@ -222,3 +222,32 @@ def test_an_odd_name_is_one_printable_line_and_counted(proc: Proc, tmp_path: Pat
         child.kill()
         child.wait()
     assert resolver.losses == {"name_escaped": 1}
+
+
+def test_any_bytes_in_proc_are_read_without_fault_and_no_descriptor_is_left(proc: Proc):
+    rng = random.Random(13)
+    words = [
+        b"0::/docker/" + ID.encode(),
+        b"SLURM_JOB_ID=7",
+        b"Uid:\t1000",
+        b"5 (x) S 1",
+        b"\n",
+        b"\0",
+        b")",
+        b" 1",
+    ]
+    opened = len([*Path("/proc/self/fd").iterdir()])
+
+    def noise() -> bytes:
+        return b"".join(rng.choice([*words, rng.randbytes(5)]) for _ in range(rng.randrange(40)))
+
+    path = proc.put(5, b"")
+    for _ in range(400):
+        for name in ("stat", "cgroup", "environ", "status"):
+            (path / name).write_bytes(noise())
+        reading = proc.reader.read(5)
+        workload = reading.workload
+        assert workload.container_id in (None, ID)
+        assert workload.slurm_job is None or workload.slurm_job.isdigit()
+        assert reading.start_ticks is None or reading.start_ticks >= 0
+    assert len([*Path("/proc/self/fd").iterdir()]) <= opened + 1

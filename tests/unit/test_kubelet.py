@@ -202,7 +202,7 @@ def test_ten_thousand_pods_are_taken_and_more_are_counted(tmp_path: Path, serve:
     assert small.source.errors["too_many"] == 50 + 100
 
 
-def test_an_answer_larger_than_the_kubelet_ever_sends_is_refused(
+def test_an_answer_larger_than_any_client_takes_is_refused(
     tmp_path: Path, serve: Callable[..., StandIn]
 ):
     serve(lambda: b"\x0a\x00" * (9 << 20))

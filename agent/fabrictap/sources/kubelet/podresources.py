@@ -15,7 +15,7 @@ from typing import Any
 from fabrictap.ledger.workloads import Container, Device
 from fabrictap.ledger.workloads.text import LABEL, SUBDOMAIN, clean
 
-#: What the kubelet sends at most (pkg/kubelet/apis/podresources, DefaultPodResourcesMaxSize).
+#: What Kubernetes' own clients take at most (test/e2e_node/util.go, DefaultPodResourcesMaxSize).
 MAX_ANSWER = 16 << 20
 #: One pod's message: far more than a pod has, and a bound on what parsing it takes.
 _MAX_POD = 256 << 10

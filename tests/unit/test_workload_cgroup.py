@@ -140,7 +140,7 @@ SLURM = [
         ("1392969", "0", "3", None),
     ),
     (
-        "several slurmd on one node (GVSU-Advanced-Research-Computing/jobstats, README)",
+        "several slurmd on one node (SchedMD/slurm, cgroup_v2.c: MULTIPLE_SLURMD)",
         "/system.slice/node-1.example_slurmstepd.scope/job_12/step_batch/user/task_special",
         ("12", "batch", "special", None),
     ),

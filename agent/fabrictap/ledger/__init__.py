@@ -21,12 +21,12 @@ class Ledger:
     """All tables of the node."""
 
     def __init__(self, config: Config, memory: Ring | None = None) -> None:
-        """``memory`` is the ring that shows the connections to other processes."""
+        """``memory`` is the ring that shows other processes the connections, and what became of regions."""
         limits = config.limits
         self.filter = DeviceFilter(config.devices.allow, config.devices.deny)
         self.devices = Devices(limits.devices)
         self.processes = Processes(limits.processes)
         self.flows = Flows(limits.finished_spans, int(config.flows.window * 1e9))
         self.connections = Connections(limits.connections, self.flows, memory)
-        self.memory = MemoryRegions(limits.memory_regions)
+        self.memory = MemoryRegions(limits.memory_regions, self.filter, memory)
         self.contexts = Contexts(limits.contexts)

@@ -42,7 +42,7 @@ class Node:
         self.ring.describe(ringfile.about(attributes, names.LISTS))
         self.journal = Journal(self.ring)
         self.series = SeriesTable(config.limits.series, self.ring)
-        self.ledger = Ledger(config)
+        self.ledger = Ledger(config, self.ring)
         kubelet = config.sources.kubelet
         self.runners = [
             Runner(source, self._lock, self.journal)
@@ -102,6 +102,8 @@ class Node:
             if now >= next_tick:
                 with self._lock:
                     self.ring.tick(time.time_ns())
+                for runner in self.runners:
+                    runner.revive(now)
                 next_tick = max(next_tick + self._config.ring.tick, now)
             if now >= next_export:
                 self._export()

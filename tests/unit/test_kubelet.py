@@ -202,9 +202,7 @@ def test_ten_thousand_pods_are_taken_and_more_are_counted(tmp_path: Path, serve:
     assert small.source.errors["too_many"] == 50 + 100
 
 
-def test_an_answer_larger_than_any_client_takes_is_refused(
-    tmp_path: Path, serve: Callable[..., StandIn]
-):
+def test_an_answer_larger_than_any_client_takes_is_refused(tmp_path: Path, serve: Callable[..., StandIn]):
     serve(lambda: b"\x0a\x00" * (9 << 20))
     node = Node(tmp_path)
     with pytest.raises(SourceUnavailable, match="resource_exhausted"):

@@ -80,10 +80,10 @@ class Connection(ConnectionRow):
         self.receiver: Flow | None = None
         #: Software holds the function pointers of ibv_wr_*: its posts may go unseen.
         self.extended = False
-        #: Its process as it was when the connection was made: the pid may be another's by the time it ends.
-        self.owner: Process | None = None
         #: What exports it as a queue pair, kept by who does that.
         self.status: Series | None = None
+        #: Its process as it was when the connection was made: the pid may be another's by the time it ends.
+        self.owner: Process | None = None
 
     @property
     def coverage(self) -> Coverage:
@@ -113,8 +113,8 @@ class Connections:
         self.dropped = 0
         self.unlisted = 0
         self._flows = flows
-        self._processes = processes
         self._ring = memory
+        self._processes = processes
         self._connections: dict[tuple[str, int], Connection] = {}
         self._of_pid: dict[int, dict[Connection, None]] = {}
         self._arrived: dict[Connection, None] = {}
@@ -139,10 +139,10 @@ class Connections:
         if len(self._connections) >= self.capacity:
             self.dropped += 1
             return False
-        if self._processes is not None and connection.pid is not None:
-            connection.owner = self._processes.get(connection.pid)
         if self._ring is not None and not connection.list_in(self._ring, connection.created_ns):
             self.unlisted += 1
+        if self._processes is not None and connection.pid is not None:
+            connection.owner = self._processes.get(connection.pid)
         self._connections[(connection.device, connection.qpn)] = connection
         if connection.pid is not None:
             self._of_pid.setdefault(connection.pid, {})[connection] = None

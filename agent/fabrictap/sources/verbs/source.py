@@ -266,14 +266,14 @@ class Verbs:
             for pid in sample.gone:
                 del self._known[pid]
 
+    def _posters(self) -> set[int]:
+        """The processes that post and of which not everything is known."""
+        return {self._posts.key(number).pid for number in self._posts.arrived()}
+
     def _process(self, pid: int, comm: str) -> Process:
         if not self._host_pids:
             return Process(pid, comm or "unknown", None)
         return read_process(pid, comm, self._ledger.workloads.resolver)
-
-    def _posters(self) -> set[int]:
-        """The processes that post and of which not everything is known."""
-        return {self._posts.key(number).pid for number in self._posts.arrived()}
 
     def _instrumented_since(self, pid: int) -> int | None:
         try:

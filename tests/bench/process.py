@@ -94,7 +94,7 @@ def _path(line: str) -> str:
 
 def _group(path: str) -> str:
     if "-packages/" in path:
-        return "package " + path.split("-packages/")[1].split("/")[0].split(".")[0]
+        return "package " + path.split("-packages/")[1].split("/", maxsplit=1)[0].split(".", maxsplit=1)[0]
     if not path:
         return "anonymous"
     return next((group for part, group in _GROUPS if part in path), "other files")

@@ -104,7 +104,6 @@ cdef extern from "fold.h" nogil:
         uint64_t signaled
         uint32_t sizes[33]
 
-    void ft_sum_posts(const ft_post *values, size_t cpus, ft_post *sum)
 
 
 RECORD_SIZE = sizeof(ft_record)
@@ -307,49 +306,10 @@ cdef class Post:
     cdef readonly tuple sizes
 
 
-cdef class Posts:
-    """Tells which counters of posted work have moved since they were last looked at.
-
-    Python objects are made for those only, so that a tick costs what has changed, not what is there.
-    """
-
-    cdef dict _operations
-
-    def __init__(self):
-        self._operations = {}
-
-    def __len__(self):
-        return len(self._operations)
-
-    def changed(self, bytes keys, bytes values, Py_ssize_t count, int cpus):
-        """Fold a batch of the per-CPU map: a list of (PostKey, Post) of the counters that moved."""
-        cdef const char *key_data = keys
-        cdef const char *value_data = values
-        cdef size_t stride = sizeof(ft_post) * cpus
-        cdef Py_ssize_t index
-        cdef ft_post *totals
-        cdef bytearray room
-        if len(keys) != count * <Py_ssize_t>sizeof(ft_post_key) or len(values) != count * <Py_ssize_t>stride:
-            raise ValueError("keys and values do not hold count entries")
-        room = bytearray(count * <Py_ssize_t>sizeof(ft_post))
-        totals = <ft_post *><char *>room
-        with nogil:
-            for index in range(count):
-                ft_sum_posts(<const ft_post *>(value_data + index * stride), cpus, totals + index)
-        moved = []
-        for index in range(count):
-            raw = key_data[index * sizeof(ft_post_key) : (index + 1) * sizeof(ft_post_key)]
-            if self._operations.get(raw) != totals[index].operations:
-                self._operations[raw] = totals[index].operations
-                moved.append((_post_key(raw), _post(totals + index)))
-        return moved
-
-    def forget(self, bytes raw):
-        """A counter was taken out of the map."""
-        self._operations.pop(raw, None)
-
-
-cdef PostKey _post_key(bytes raw):
+def post_key(bytes raw):
+    """What the key ``raw`` of the map of posted work says."""
+    if len(raw) != sizeof(ft_post_key):
+        raise ValueError(f"a key has {sizeof(ft_post_key)} bytes, got {len(raw)}")
     cdef const ft_post_key *key = <const ft_post_key *><const char *>raw
     cdef PostKey made = PostKey.__new__(PostKey)
     made.raw = raw
@@ -364,7 +324,11 @@ cdef PostKey _post_key(bytes raw):
     return made
 
 
-cdef Post _post(const ft_post *total):
+def post(bytes raw):
+    """One value of the map of posted work, the counts of one CPU or the sum of them all."""
+    if len(raw) != sizeof(ft_post):
+        raise ValueError(f"a value has {sizeof(ft_post)} bytes, got {len(raw)}")
+    cdef const ft_post *total = <const ft_post *><const char *>raw
     cdef Post made = Post.__new__(Post)
     made.operations = total.operations
     made.bytes = total.bytes

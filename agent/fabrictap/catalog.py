@@ -417,9 +417,9 @@ SOURCE_UP = Metric(
 )
 SOURCE_DURATION = Metric(
     "fabrictap.source.sample.duration",
-    Kind.GAUGE,
+    Kind.HISTOGRAM,
     "s",
-    "How long the last sample took, waiting for events not counted",
+    "How long the samples took, waiting for events not counted; exponential histogram of scale 8 or less",
     (SOURCE,),
 )
 SOURCE_ERRORS = Metric(

@@ -40,7 +40,7 @@ class Node:
         self.ring.describe(ringfile.about(attributes, names.LISTS))
         self.journal = Journal(self.ring)
         self.series = SeriesTable(config.limits.series, self.ring)
-        self.ledger = Ledger(config)
+        self.ledger = Ledger(config, self.ring)
         self.runners = [
             Runner(source, self._lock, self.journal)
             for wanted, source in (
@@ -90,6 +90,8 @@ class Node:
             if now >= next_tick:
                 with self._lock:
                     self.ring.tick(time.time_ns())
+                for runner in self.runners:
+                    runner.revive(now)
                 next_tick = max(next_tick + self._config.ring.tick, now)
             if now >= next_export:
                 self._export()

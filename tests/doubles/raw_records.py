@@ -8,7 +8,7 @@ import time
 from typing import Any
 
 from fabrictap.ext import records
-from fabrictap.ext.records import Post, PostKey, Posts, Record, decode
+from fabrictap.ext.records import PostKey, Record, decode, post_key
 
 EXITING, KERNEL, GID, ACCESS = 1, 2, 4, 8
 STATE, AV, PATH_MTU, RQ_PSN, SQ_PSN, DEST_QPN = 1 << 0, 1 << 7, 1 << 8, 1 << 12, 1 << 16, 1 << 20
@@ -72,12 +72,11 @@ def post(
     qpn: int, operation: int = 2, *, operations: int = 1, size: int = 100, pid: int = 1, context: int = 0xC0,
     queue: int = records.QUEUE_SEND, qp_type: int = 2, peer_qpn: int = 0, handle: int = 0,
     slots: dict[int, int] | None = None,
-) -> tuple[PostKey, Post]:  # fmt: skip
-    """One counter: ``operations`` so far, each of ``size`` bytes in one SGE, half of them signaled."""
+) -> tuple[PostKey, bytes]:  # fmt: skip
+    """One counter and its value: ``operations`` of ``size`` bytes in one SGE each, half of them signaled."""
     sizes = [0] * records.SIZE_SLOTS
     for slot, count in (slots or {max(0, (size - 1).bit_length() + 1) if size else 0: operations}).items():
         sizes[slot] = count
     key = _KEY.pack(context, handle, pid, qpn, peer_qpn, operation, queue, qp_type)
     value = _POST.pack(operations, operations * size, operations, 0, operations // 2, *sizes)
-    ((made, counted),) = Posts().changed(key, value, 1, 1)
-    return made, counted
+    return post_key(key), value

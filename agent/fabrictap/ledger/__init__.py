@@ -7,6 +7,7 @@ that does not fit is counted in the table's ``dropped``.
 from __future__ import annotations
 
 from fabrictap.config import Config
+from fabrictap.ext.ring import Ring
 from fabrictap.ledger.connections import Connections
 from fabrictap.ledger.devices import DeviceFilter, Devices
 from fabrictap.ledger.flows import Flows
@@ -19,12 +20,13 @@ __all__ = ["Ledger"]
 class Ledger:
     """All tables of the node."""
 
-    def __init__(self, config: Config) -> None:
+    def __init__(self, config: Config, memory: Ring | None = None) -> None:
+        """``memory`` is the ring that shows the connections to other processes."""
         limits = config.limits
         self.filter = DeviceFilter(config.devices.allow, config.devices.deny)
         self.devices = Devices(limits.devices)
         self.processes = Processes(limits.processes)
         self.flows = Flows(limits.finished_spans, int(config.flows.window * 1e9))
-        self.connections = Connections(limits.connections, self.flows)
+        self.connections = Connections(limits.connections, self.flows, memory)
         self.memory = MemoryRegions(limits.memory_regions)
         self.contexts = Contexts(limits.contexts)

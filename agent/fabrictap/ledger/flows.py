@@ -201,8 +201,8 @@ class Flows:
 def _totals(connection: Connection, role: str) -> dict[str, tuple[int, int]]:
     """What this node posted in the direction: a sender's sends and writes, a receiver's reads and buffers."""
     return {
-        operation: (posted.operations, 0 if operation == "recv" else posted.bytes)
-        for operation, posted in connection.posted.items()
+        operation: (operations, 0 if operation == "recv" else size)
+        for operation, operations, size in connection.posted_totals()
         if operation not in LOCAL and (operation in INBOUND or operation == "recv") == (role == "receiver")
     }
 

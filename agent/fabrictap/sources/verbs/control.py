@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Iterable, Mapping
 
 from fabrictap import catalog
 from fabrictap.ext import records
@@ -82,21 +83,39 @@ class ControlFold:
             _log.info("RDMA device %s is leaving", record.device)
             self._leaving.add(record.device)
 
-    def complete_snapshots(self) -> set[int]:
-        """Give connections that netlink listed their peer and coverage; returns the pids to be looked at."""
+    def learn(self, instrumented: Mapping[int, int | None]) -> None:
+        """Processes were looked at: pid -> since when (epoch ns) its posts are seen, None if they are not."""
+        self.instrumented.update(instrumented)
+        for pid, since in instrumented.items():
+            if since is not None:
+                for connection in self._ledger.connections.of_process(pid):
+                    self._cover(connection, since)
+
+    def complete(self, arrived: Iterable[Connection]) -> set[int]:
+        """Give connections that netlink listed their peer and coverage; returns the pids to be looked at.
+
+        ``arrived``: those that are new since the last call. What is not known of them yet comes by a record
+        or by :meth:`learn`.
+        """
         unresolved = set()
-        for connection in self._ledger.connections:
+        for connection in arrived:
             if connection.origin != "netlink":
                 continue
             if (record := self._snapshots.pop((connection.device, connection.qpn), None)) is not None:
                 self._complete(connection, record)
-            if connection.coverage.kind != "control_only" or connection.extended or connection.pid is None:
+            if connection.pid is None:
                 continue
             if connection.pid not in self.instrumented:
                 unresolved.add(connection.pid)
             elif (since := self.instrumented[connection.pid]) is not None:
-                connection.coverage = Coverage("since", max(since, connection.created_ns))
+                self._cover(connection, since)
         return unresolved
+
+    @staticmethod
+    def _cover(connection: Connection, since: int) -> None:
+        hidden = connection.coverage_kind == "control_only" and not connection.extended
+        if connection.origin == "netlink" and hidden:
+            connection.coverage = Coverage("since", max(since, connection.created_ns))
 
     def process_gone(self, pid: int) -> None:
         """A process ended; what the kernel told of its objects has been folded before."""
@@ -206,13 +225,9 @@ class ControlFold:
             reason = "process_exited"
         self._ledger.connections.remove(connection, reason, time_ns)
 
-    def connections_of(self, pid: int) -> list[Connection]:
-        """The connections of a process."""
-        return [connection for connection in self._ledger.connections if connection.pid == pid]
-
     def _process_exited(self, record: Record, time_ns: int) -> None:
         """What the process left behind goes with it; where each end is told too, nothing is left by then."""
-        for connection in self.connections_of(record.pid):
+        for connection in self._ledger.connections.of_process(record.pid):
             self._ledger.connections.remove(connection, "process_exited", time_ns)
         self._ledger.memory.remove_process(record.pid)
         self._ledger.contexts.remove_process(record.pid)

@@ -22,7 +22,8 @@ _ESSENTIAL = {
     "kprobe": ("kprobe_modify_qp",),
     "syscall": ("syscall_ioctl_enter", "syscall_ioctl_exit"),
 }
-_MAX_POST_KEYS = 16384
+#: Capacity of the map of posted work, where the memory for it is enough.
+MAX_POST_KEYS = 16384
 
 
 class ProbesUnavailable(Exception):  # noqa: N818 - a state of the node
@@ -133,7 +134,7 @@ def load_data(post_memory: int, event_buffer: int, *, bounded: bool = False) -> 
     bounded = bounded or not has_bpf_loop()
     wanted = {f"{name}_bounded" if bounded else name: "uprobe" for name in DATA_PATH}
     wanted |= {"create_ah": "uprobe", "create_ah_return": "uretprobe", "qp_to_qp_ex": "uretprobe"}
-    entries = max(16, min(_MAX_POST_KEYS, post_memory // (POST_KEY_SIZE + POST_SIZE * possible_cpus())))
+    entries = max(16, min(MAX_POST_KEYS, post_memory // (POST_KEY_SIZE + POST_SIZE * possible_cpus())))
     try:
         probes = _load(
             "verbs_data", wanted, "uprobe", event_buffer, configure=lambda o: o.resize("posts", entries)

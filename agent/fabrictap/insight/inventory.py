@@ -22,24 +22,28 @@ class Inventory:
     def fold(self, now_ns: int) -> None:
         """Recount everything."""
         live: dict[int, Series] = {}
+        totals: dict[int, int] = {}
 
         def put(metric: Metric, attributes: Attributes, value: int) -> None:
             made = self._series.series(metric, attributes, now_ns)
-            made.set(value, now_ns)
+            # Processes whose identity is short of detail share a series.
+            totals[id(made)] = totals.get(id(made), 0) + value
+            made.set(totals[id(made)], now_ns)
             live[id(made)] = made
 
         for connection in self._ledger.connections:
-            put(catalog.QP_STATUS, _qp(connection), 1)
+            identity = self._ledger.identity(connection.pid, connection.process)
+            put(catalog.QP_STATUS, {**identity, **_qp(connection)}, 1)
         for context in self._ledger.contexts:
             attributes = {
-                **self._process(context.pid),
+                **self._ledger.identity(context.pid),
                 "rdma.device": context.device,
                 "fabrictap.origin": context.origin,
             }
             put(catalog.CONTEXT_COUNT, attributes, context.count)
         for (pid, device, access, atomic), (count, size) in self._memory().items():
             attributes = {
-                **self._process(pid),
+                **self._ledger.identity(pid),
                 "rdma.device": device,
                 "rdma.memory_region.remote_access": access,
             }
@@ -54,12 +58,6 @@ class Inventory:
                 self._series.end(series)
         self._live = live
         self._tables(now_ns)
-
-    def _process(self, pid: int | None) -> dict[str, AttributeValue]:
-        if pid is None:
-            return {"process.executable.name": "[kernel]"}
-        process = self._ledger.processes.get(pid)
-        return {"process.pid": pid} | ({"process.executable.name": process.name} if process else {})
 
     def _memory(self) -> Mapping[tuple[int | None, str, str, bool | None], tuple[int, int]]:
         sums: dict[tuple[int | None, str, str, bool | None], tuple[int, int]] = {}
@@ -79,6 +77,8 @@ class Inventory:
             ("processes", len(ledger.processes), ledger.processes.dropped),
             ("flows", len(ledger.flows), 0),
             ("spans", ledger.flows.waiting, ledger.flows.dropped),
+            ("identities", len(ledger.workloads.budget), 0),
+            ("device_assignments", ledger.workloads.assigned, ledger.workloads.devices_dropped),
         ):
             attributes = {"fabrictap.table": name}
             self._series.series(catalog.TABLE_ENTRIES, attributes, now_ns).set(entries, now_ns)
@@ -87,8 +87,6 @@ class Inventory:
 
 def _qp(connection: Connection) -> dict[str, AttributeValue]:
     known: dict[str, AttributeValue | None] = {
-        "process.pid": connection.pid,
-        "process.executable.name": connection.process,
         "rdma.device": connection.device,
         "rdma.port": connection.port,
         "rdma.qp.number": connection.qpn,

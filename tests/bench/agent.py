@@ -137,6 +137,8 @@ class _Agent:
     def check(self) -> None:
         if self._process.poll() is not None:
             raise RuntimeError(f"the agent ended: {self.last_words}")
+        if "failed unexpectedly" in self.last_words:
+            raise RuntimeError(f"the agent does not work: {self.last_words}")
 
     @property
     def last_words(self) -> str:

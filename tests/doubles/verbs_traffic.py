@@ -83,10 +83,10 @@ class VerbsTraffic(Verbs):
             self._post()
         self.stand_in_seconds += time.thread_time() - began
         if self._connected:
-            sample.posts = [
-                (key, post, self._device(key))
-                for key, post in self._posts.changed(self._keys, bytes(self._values), self._count, _CPUS)
-            ]
+            sample.posts = True
+            self._posts.take(self._keys, bytes(self._values), self._count, _CPUS)
+            for number in self._posts.strangers():
+                self._posts.place(number, self._device(self._posts.key(number)))
         return sample
 
     def close(self) -> None:

@@ -47,7 +47,7 @@ def test_a_number_of_hcas_that_no_node_has_is_refused(tmp_path, hcas):
 
 def test_made_up_connections_are_connected_then_counted_every_second():
     config, table = Config(), SeriesTable(1000)
-    ledger = Ledger(config)
+    ledger = Ledger(config, table.ring)
     traffic = VerbsTraffic(config.sources.verbs, table, ledger, connections=5, devices=2)
     traffic.open()
 

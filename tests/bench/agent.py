@@ -253,7 +253,7 @@ def _minute(binary: Path, load: _Load, seconds: int, *, peer: bool) -> _Minute:
 
 
 def _imports() -> dict[str, int]:
-    """Stage -> bytes of private memory that it added (import_memory.py)."""
+    """Stage -> bytes of memory that it added (import_memory.py)."""
     said = subprocess.run(
         [sys.executable, HERE / "import_memory.py"],
         capture_output=True,
@@ -290,7 +290,7 @@ def _whole(binary: Path, missing: str) -> list[Result]:
     imports = _imports()
     for stage, added in imports.items():
         results.append(note(f"agent's memory: {stage}", "MiB", added / MIB, "by its import"))
-    rest = ours.private - sum(imports.values())
+    rest = ours.alone - sum(imports.values())
     results.append(note("agent's memory: what comes after the imports", "MiB", rest / MIB))
     for group, size in sorted(minute.by_group.items(), key=lambda item: -item[1]):
         results.append(note(f"agent's memory: {group}", "MiB", size / MIB, "by mapping"))

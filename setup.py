@@ -144,6 +144,8 @@ setup(
             extension("points", []),
             extension("connections", []),
             extension("posts", []),
+            extension("fold", []),
+            extension("regions", []),
         ],
         include_path=["ext", str(declarations())],
         build_dir="build/cython",

@@ -18,6 +18,8 @@ from libc.string cimport memcpy, memset
 
 cimport libbpf
 
+from fabrictap.ext.fold cimport KeyedFold, ft_keyed_take
+
 cdef extern from "fold.h" nogil:
     cdef struct ft_batch:
         unsigned char *data
@@ -394,18 +396,30 @@ cdef class RingBuffer:
     """The consumer of one BPF ring buffer of records of one size.
 
     :meth:`poll` waits and collects without the GIL. The batch is bounded; what does not fit stays in the
-    kernel's buffer until the next poll.
+    kernel's buffer until the next poll. With ``into``, records go there one by one as they come, and there
+    is no batch.
     """
 
     cdef libbpf.ring_buffer *_buffer
     cdef ft_batch _batch
     cdef Object _object
+    cdef KeyedFold _into
 
-    def __cinit__(self, Object owner, str map_name, size_t record_size, size_t records=4096):
+    def __cinit__(
+        self, Object owner, str map_name, size_t record_size, size_t records=4096, KeyedFold into=None,
+    ):
         cdef int fd = libbpf.bpf_map__fd(owner._map(map_name))
         if not owner.loaded:
             raise BpfError(f"ring buffer {map_name}: the object is not loaded", errno.EBADF)
         self._object = owner
+        self._into = into
+        if into is not None:
+            if into.keyed.record_size != record_size:
+                raise ValueError(f"records of {record_size} bytes for a fold of {into.keyed.record_size}")
+            self._buffer = libbpf.ring_buffer__new(fd, ft_keyed_take, &into.keyed, NULL)
+            if self._buffer is NULL:
+                raise BpfError(f"ring buffer {map_name}", c_errno.errno)
+            return
         self._batch.record_size = record_size
         self._batch.capacity = record_size * records
         self._batch.data = <unsigned char *>PyMem_Calloc(records, record_size)
@@ -423,15 +437,16 @@ cdef class RingBuffer:
     @property
     def received(self):
         """Records collected since the start."""
-        return self._batch.received
+        return self._batch.received if self._into is None else self._into.keyed.received
 
     @property
     def misfits(self):
         """Records of an unexpected size since the start; not zero means object and agent do not match."""
-        return self._batch.misfits
+        return self._batch.misfits if self._into is None else self._into.keyed.misfits
 
     def poll(self, int timeout_ms):
-        """Wait up to ``timeout_ms`` for records and return them as bytes, oldest first; may be empty.
+        """Wait up to ``timeout_ms`` for records and return them as bytes, oldest first; may be empty, and is
+        where they go into a fold.
 
         Whatever was recorded before the call is among them, unless the batch is full: on a starved CPU the
         kernel's wake-up can be late, so what is there is taken in any case.
@@ -443,9 +458,11 @@ cdef class RingBuffer:
                 error = libbpf.ring_buffer__consume(self._buffer)
         if error < 0 and error != -c_errno.EINTR and error != -c_errno.ENOBUFS:
             raise BpfError("read ring buffer", -error)
+        if self._into is not None:
+            return b""
         batch = (<char *>self._batch.data)[: self._batch.used]
         self._batch.used = 0
         return batch
 
     cdef bint _full(self) noexcept nogil:
-        return self._batch.used + self._batch.record_size > self._batch.capacity
+        return self._batch.capacity != 0 and self._batch.used + self._batch.record_size > self._batch.capacity

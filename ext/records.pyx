@@ -60,16 +60,14 @@ cdef extern from "fold.h" nogil:
         uint32_t rkey
         uint32_t access
 
-    cdef struct ft_cm:
-        uint32_t event
-        int32_t status
-        uint8_t source[28]
-        uint8_t destination[28]
-        uint32_t qpn
+    cdef struct ft_cm_record:
+        uint32_t kind
 
     cdef struct ft_ah:
         uint64_t id
         uint8_t peer_gid[16]
+
+    const uint32_t FT_CM_KEY_AT "offsetof(struct ft_cm_record, kind)"
 
     cdef struct ft_record:
         uint64_t time_ns
@@ -83,7 +81,6 @@ cdef extern from "fold.h" nogil:
         uint32_t uverbs
         ft_qp qp
         ft_mr mr
-        ft_cm cm
         ft_ah ah
 
     cdef struct ft_post_key:
@@ -107,6 +104,9 @@ cdef extern from "fold.h" nogil:
 
 
 RECORD_SIZE = sizeof(ft_record)
+CM_RECORD_SIZE = sizeof(ft_cm_record)
+#: Where the connection manager's events have what they are counted by: kind, event and status.
+CM_KEY_AT, CM_KEY_SIZE = FT_CM_KEY_AT, 12
 POST_KEY_SIZE = sizeof(ft_post_key)
 POST_SIZE = sizeof(ft_post)
 SIZE_SLOTS = FT_SIZE_SLOTS
@@ -156,22 +156,17 @@ cdef object _gid(const uint8_t *raw):
     return socket.inet_ntop(socket.AF_INET6, data) if any(data) else None
 
 
-cdef object _address(const uint8_t *raw):
-    """IP address of a struct sockaddr; None for other families."""
-    cdef int family = raw[0] | raw[1] << 8
-    if family == socket.AF_INET:
-        return socket.inet_ntop(socket.AF_INET, (<const char *>raw)[4:8])
-    if family == socket.AF_INET6:
-        return socket.inet_ntop(socket.AF_INET6, (<const char *>raw)[8:24])
-    return None
-
-
 cdef class Record:
     """One record of a probe. Fields that its kind does not have raise AttributeError by not being used:
-    read ``qp_*`` for queue pairs, ``mr_*`` for memory regions, ``cm_*`` for the connection manager,
-    ``ah_*`` for address handles. ``time_ns`` is CLOCK_MONOTONIC."""
+    read ``qp_*`` for queue pairs, ``mr_*`` for memory regions, ``ah_*`` for address handles. ``time_ns`` is
+    CLOCK_MONOTONIC. The connection manager has records of its own, struct ft_cm_record."""
 
     cdef ft_record _raw
+
+    @property
+    def raw(self):
+        """The record as it stands in the ring buffer."""
+        return (<const char *>&self._raw)[: sizeof(ft_record)]
 
     @property
     def kind(self): return self._raw.kind
@@ -238,17 +233,6 @@ cdef class Record:
     def mr_rkey(self): return self._raw.mr.rkey
 
     @property
-    def cm_event(self): return self._raw.cm.event
-    @property
-    def cm_status(self): return self._raw.cm.status
-    @property
-    def cm_source(self): return _address(self._raw.cm.source)
-    @property
-    def cm_destination(self): return _address(self._raw.cm.destination)
-    @property
-    def cm_qpn(self): return self._raw.cm.qpn
-
-    @property
     def ah_id(self): return self._raw.ah.id
     @property
     def ah_peer_gid(self): return _gid(self._raw.ah.peer_gid)
@@ -266,19 +250,48 @@ cdef class Record:
             self._raw.flags |= FT_FLAG_GID
 
 
+cdef Record _record(const ft_record *raw):
+    cdef Record record = Record.__new__(Record)
+    record._raw = raw[0]
+    return record
+
+
+cdef Py_ssize_t _whole(bytes batch) except -1:
+    cdef Py_ssize_t count = len(batch) // <Py_ssize_t>sizeof(ft_record)
+    if count * <Py_ssize_t>sizeof(ft_record) != len(batch):
+        raise ValueError(f"{len(batch)} bytes are no whole number of records of {sizeof(ft_record)}")
+    return count
+
+
 def decode(bytes batch):
     """The records of a batch, oldest first. Raises ValueError if it holds no whole number of them."""
     cdef const ft_record *raw = <const ft_record *><const char *>batch
-    cdef Py_ssize_t count = len(batch) // <Py_ssize_t>sizeof(ft_record)
-    cdef Record record
-    if count * <Py_ssize_t>sizeof(ft_record) != len(batch):
-        raise ValueError(f"{len(batch)} bytes are no whole number of records of {sizeof(ft_record)}")
+    cdef Py_ssize_t index
+    return [_record(raw + index) for index in range(_whole(batch))]
+
+
+def divide(bytes batch):
+    """(records, regions): what :func:`decode` gives, without memory regions; and these as they are.
+
+    A registration whose device is known by number only is among the records, to be placed first.
+    """
+    cdef const ft_record *raw = <const ft_record *><const char *>batch
+    cdef Py_ssize_t index, begin = -1, count = _whole(batch)
+    cdef bint region
     records = []
+    regions = []
     for index in range(count):
-        record = Record.__new__(Record)
-        record._raw = raw[index]
-        records.append(record)
-    return records
+        region = raw[index].kind in (FT_MR_REGISTERED, FT_MR_DEREGISTERED) and not raw[index].flags & FT_FLAG_UVERBS
+        if region and begin < 0:
+            begin = index
+        elif not region and begin >= 0:
+            regions.append((<const char *>(raw + begin))[: (index - begin) * sizeof(ft_record)])
+            begin = -1
+        if not region:
+            records.append(_record(raw + index))
+    if begin >= 0:
+        regions.append((<const char *>(raw + begin))[: (count - begin) * sizeof(ft_record)])
+    return records, b"".join(regions)
 
 
 cdef class PostKey:

@@ -7,6 +7,7 @@ cdef extern from "table.h" nogil:
     const uint32_t FT_NONE
 
     cdef struct ft_table:
+        uint32_t key_size
         uint32_t capacity
         uint32_t used
         uint32_t count

@@ -16,14 +16,15 @@ STATE, AV, PATH_MTU, RQ_PSN, SQ_PSN, DEST_QPN = 1 << 0, 1 << 7, 1 << 8, 1 << 12,
 _HEAD = struct.Struct("<QQIIII16s64s")
 _QP = struct.Struct("<IIIIiIIIII16s16s")
 _MR = struct.Struct("<QQQIIII")
-_CM = struct.Struct("<Ii28s28sII")
+_CM = struct.Struct("<QIIiIII16s16x")
 _AH = struct.Struct("<Q16s")
 _UNION = 112
 _KEY = struct.Struct("<QQIIIBBBx")
 _POST = struct.Struct("<5Q33I4x")
 assert _HEAD.size + _UNION == records.RECORD_SIZE
-assert max(_QP.size, _MR.size, _CM.size, _AH.size) <= _UNION
+assert max(_QP.size, _MR.size, _AH.size) <= _UNION
 assert (_KEY.size, _POST.size) == (records.POST_KEY_SIZE, records.POST_SIZE)
+assert _CM.size == records.CM_RECORD_SIZE
 
 
 def _gid(text: str | None) -> bytes:
@@ -56,8 +57,9 @@ def mr(kind: int, device: str, lkey: int, length: int = 0, access: int | None = 
     return _record(kind, body, device, flags=flags, **head)
 
 
-def cm(kind: int, event: int, status: int = 0, **head: Any) -> Record:
-    return _record(kind, _CM.pack(event, status, bytes(28), bytes(28), 0, 0), "", **head)
+def cm(kind: int, event: int, status: int = 0, pid: int = 1) -> bytes:
+    """A record of the connection manager's own ring buffer."""
+    return _CM.pack(time.monotonic_ns(), kind, event, status, pid, pid, 0, b"app")
 
 
 def ah(identity: int, peer_gid: str, **head: Any) -> Record:

@@ -10,7 +10,7 @@ from doubles import raw_records as raw
 from fabrictap import catalog
 from fabrictap.config import Config
 from fabrictap.ext import records
-from fabrictap.ext.records import PostKey, Record
+from fabrictap.ext.records import PostKey, Record, divide
 from fabrictap.ledger import Ledger
 from fabrictap.ledger.processes import Process
 from fabrictap.series import Series, SeriesTable
@@ -32,6 +32,12 @@ def read(verbs: Verbs, posts: Iterable[tuple[tuple[PostKey, bytes], str | None]]
     for number in verbs._posts.strangers():
         if (device := devices.get(verbs._posts.raw(number))) is not None:
             verbs._posts.place(number, device)
+
+
+def sampled(happened: Iterable[Record], **sample: Any) -> Sample:
+    """A sample with these records, divided as the source does it."""
+    found, regions = divide(b"".join(record.raw for record in happened))
+    return Sample(records=found, regions=regions, received=len(found), **sample)
 
 
 class Node:
@@ -57,7 +63,7 @@ class Node:
     def fold(self, *happened: Record, posts: Any = None, **sample: Any) -> None:
         self.now += SECOND
         read(self.verbs, posts or [])
-        self.verbs.fold(Sample(records=list(happened), posts=posts is not None, **sample), self.now)
+        self.verbs.fold(sampled(happened, posts=posts is not None, **sample), self.now)
 
     def tick(self, *posts: tuple[PostKey, bytes], device: str | None = DEVICE, **sample: Any) -> None:
         """A tick without records."""

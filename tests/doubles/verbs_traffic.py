@@ -73,7 +73,7 @@ class VerbsTraffic(Verbs):
         """Some connections while there are new ones, then a second's posts of all."""
         began = time.thread_time()
         happened = list(islice(self._lives, MAX_RECORDS))
-        sample = Sample(records=happened)
+        sample = Sample(records=happened, received=len(happened))
         for pid in sorted({record.pid for record in happened}):
             if pid not in self._known:
                 sample.processes.append(Process(pid, "synthetic_app", time.time()))

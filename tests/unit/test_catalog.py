@@ -15,6 +15,7 @@ from fabrictap.ledger import names
 from fabrictap.ledger.memory import REMOTE_ATOMIC, REMOTE_READ, REMOTE_WRITE, MemoryRegion
 from fabrictap.sources.rdma_netlink import reconcile as rdma_reconcile
 from fabrictap.sources.verbs import control as verbs_control
+from fabrictap.sources.verbs import posts as verbs_posts
 from fabrictap.sources.verbs import probes
 from fabrictap.view import catalog as view
 
@@ -69,7 +70,12 @@ def test_what_the_conventions_define_is_marked_so():
 def test_closed_sets_are_what_the_code_says():
     operations = set(catalog.RDMA_OPERATION.values)
     assert set(names.OPERATIONS) == operations
+    assert set(verbs_posts._OPERATION.values()) == set(range(len(names.OPERATIONS)))
     types = set(catalog.RDMA_QP_TYPE.values)
+    assert set(names.QP_TYPES) == types
+    assert set(names.QP_STATES) == set(catalog.RDMA_QP_STATE.values)
+    assert set(names.COVERAGES) == set(catalog.COVERAGE.values)
+    assert set(names.ORIGINS) == set(catalog.ORIGIN.values)
     assert set(verbs_control.QP_TYPES.values()) | {"srq", "unknown"} == types
     assert set(rdma_reconcile._TYPES.values()) | {"srq", "unknown"} == types
     assert set(verbs_control.QP_STATES) | {"unknown"} == set(catalog.RDMA_QP_STATE.values)

@@ -17,7 +17,7 @@ import pytest
 from fabrictap.ledger.processes import read
 from fabrictap.ledger.workloads.environ import parse
 from fabrictap.ledger.workloads.procfs import MAX_ENVIRON, Reader, parse_start_ticks, parse_uid
-from fabrictap.ledger.workloads.resolver import Resolver
+from fabrictap.ledger.workloads.resolver import Resolver, clock_ticks
 from support import eventually
 
 ID = "9bca8d63d5fa610783847915bcff0ecac1273e5b4bed3f6fa1b07350e0135961"
@@ -186,6 +186,15 @@ def test_what_is_kept_is_of_this_process_and_no_other_with_its_pid(proc: Proc):
     assert len(resolver) == 2
     assert resolver.resolve(999).start_ticks is None
     assert resolver.losses == {"gone": 1}
+
+
+def test_a_pid_that_comes_back_within_a_tick_is_another_process_all_the_same(proc: Proc):
+    resolver = Resolver(10, reader=proc.reader)
+    for container in (ID, "b" * 64):
+        proc.put(5, f"0::/docker/{container}\n".encode(), ticks=clock_ticks() + 10_000)
+        assert resolver.resolve(5).workload.container_id == container
+    assert len(resolver) == 0
+    assert Reader().start_ticks(os.getpid()) <= clock_ticks()
 
 
 def test_a_process_that_ends_while_it_is_read_is_not_mixed_with_its_successor():

@@ -25,7 +25,7 @@ class Ledger:
     """All tables of the node."""
 
     def __init__(self, config: Config, memory: Ring | None = None) -> None:
-        """``memory`` is the ring that shows the connections to other processes."""
+        """``memory`` is the ring that shows other processes the connections, and what became of regions."""
         limits = config.limits
         self.filter = DeviceFilter(config.devices.allow, config.devices.deny)
         self.devices = Devices(limits.devices)
@@ -38,7 +38,7 @@ class Ledger:
         self.processes = Processes(limits.processes, self.workloads)
         self.flows = Flows(limits.finished_spans, int(config.flows.window * 1e9), self.identity_of)
         self.connections = Connections(limits.connections, self.flows, memory, self.processes)
-        self.memory = MemoryRegions(limits.memory_regions)
+        self.memory = MemoryRegions(limits.memory_regions, self.filter, memory)
         self.contexts = Contexts(limits.contexts)
 
     def identity(self, pid: int | None, name: str | None = None) -> dict[str, AttributeValue]:
@@ -66,7 +66,7 @@ class Ledger:
 
     def sweep(self) -> None:
         """Give back what processes hold that own nothing any more; nobody tells of the end of all of them."""
-        alive: set[int | None] = {connection.pid for connection in self.connections}
+        alive: set[int | None] = set(self.connections.pids())
         alive.update(context.pid for context in self.contexts)
-        alive.update(region.pid for region in self.memory)
+        alive.update(regions.pid for regions in self.memory.sums())
         self.workloads.sweep(alive)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from datetime import datetime, timezone
 
@@ -133,6 +133,14 @@ class Connections:
     def of_process(self, pid: int) -> list[Connection]:
         """The connections of a process."""
         return list(self._of_pid.get(pid, ()))
+
+    def pids(self) -> Iterable[int]:
+        """The processes that have connections."""
+        return self._of_pid.keys()
+
+    def touch(self, pid: int) -> None:
+        """What is known of a process has changed, and so what its connections are exported with."""
+        self._changed.update(self._of_pid.get(pid, ()))
 
     def put(self, connection: Connection) -> bool:
         """Add a new connection. False when the table is full."""

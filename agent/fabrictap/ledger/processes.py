@@ -78,6 +78,7 @@ class Processes:
         self.dropped = 0
         self._workloads = workloads
         self._processes: dict[int, Process] = {}
+        self._changed: set[int] = set()
 
     def __len__(self) -> int:
         return len(self._processes)
@@ -94,6 +95,13 @@ class Processes:
             self.remove(next(iter(self._processes)))
             self.dropped += 1
         self._processes[process.pid] = process
+        if known != process:
+            self._changed.add(process.pid)
+
+    def take_changed(self) -> set[int]:
+        """The processes of which something has become known since the last call."""
+        changed, self._changed = self._changed, set()
+        return changed
 
     def remove(self, pid: int) -> None:
         self._processes.pop(pid, None)

@@ -44,14 +44,15 @@ class Workloads:
         self.devices: dict[Device, tuple[Container, ...]] = {}
         self._pods: Mapping[str, Pod] = {}
         self._containers: Mapping[str, Container] = {}
-        self._version = 0
+        #: Changes whenever names of pods or containers do.
+        self.version = 0
         self._held: dict[int, _Holder] = {}
 
     def name(self, pods: Mapping[str, Pod], containers: Mapping[str, Container]) -> None:
         """All pods by uid and all containers by id, as known now; these replace what was known."""
         if pods != self._pods or containers != self._containers:
             self._pods, self._containers = pods, containers
-            self._version += 1
+            self.version += 1
 
     def assign(self, devices: Assignments, dropped: int = 0) -> None:
         """All devices that containers have now; ``dropped``: those that were too many to be read."""
@@ -89,7 +90,7 @@ class Workloads:
         held = self._held.get(pid)
         if (
             held is not None
-            and (held.start_ticks, held.name, held.version) == (start_ticks, name, self._version)
+            and (held.start_ticks, held.name, held.version) == (start_ticks, name, self.version)
             and (held.workload is workload or held.workload == workload)
         ):
             return held.attributes
@@ -98,7 +99,7 @@ class Workloads:
         if len(self._held) >= self.resolver.capacity:
             self.forget(next(iter(self._held)))
         admitted = self.budget.admit(full)
-        self._held[pid] = _Holder(start_ticks, name, workload, self._version, admitted)
+        self._held[pid] = _Holder(start_ticks, name, workload, self.version, admitted)
         return admitted
 
     def full_identity(self, pid: int, name: str | None, workload: Workload) -> dict[str, AttributeValue]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import threading
 import time
 from collections import Counter, OrderedDict
@@ -14,6 +15,7 @@ from fabrictap.ledger.workloads.procfs import Reader
 
 #: Seconds after which a process is read again: sshd, for one, is moved into a job's cgroup after it started.
 _FRESH_SECONDS = 60.0
+_TICKS_PER_SECOND = os.sysconf("SC_CLK_TCK")
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,11 +66,13 @@ class Resolver:
             if kept is not None and now - kept[0] < _FRESH_SECONDS:
                 self._kept.move_to_end((pid, ticks or 0))
                 return Resolved(ticks, kept[1])
+        before = clock_ticks()
         reading = self._reader.read(pid)
         workload = self._name(reading.workload)
         with self._lock:
             self.losses.update(reading.losses)
-            if reading.start_ticks is not None:
+            # One that is younger than a tick may have a successor with the same pid and start.
+            if reading.start_ticks is not None and reading.start_ticks < before:
                 self._kept[(pid, reading.start_ticks)] = (now, workload)
                 self._kept.move_to_end((pid, reading.start_ticks))
                 while len(self._kept) > self.capacity:
@@ -79,3 +83,8 @@ class Resolver:
         if self.logs is None or workload.pod_uid is None:
             return workload
         return named(workload, *self.logs.find(workload.pod_uid, workload.container_id))
+
+
+def clock_ticks() -> int:
+    """Now, in the clock ticks since boot of field 22 of /proc/PID/stat (10 ms)."""
+    return time.clock_gettime_ns(time.CLOCK_BOOTTIME) * _TICKS_PER_SECOND // 10**9

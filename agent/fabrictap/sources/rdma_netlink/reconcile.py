@@ -63,7 +63,8 @@ class Reconciler:
         self._ledger = ledger
         self._host_pids = host_pids()
         self._connections: Presence[tuple[str, int], Connection] = Presence()
-        self._regions: Presence[tuple[str, int], MemoryRegion] = Presence()
+        #: Memory regions by their serial.
+        self._regions: Presence[tuple[str, int], int] = Presence()
         self._contexts: Presence[tuple[str, int], Context] = Presence()
         self._states: dict[tuple[str, int], tuple[Connection, str, str]] = {}
         self._unknown: set[tuple[str, int]] = set()
@@ -89,7 +90,8 @@ class Reconciler:
         live = {(c.device, c.qpn) for c in self._ledger.connections}
         self._connections.keep(live)
         self._states = {key: it for key, it in self._states.items() if key in live}
-        self._regions.keep((r.device, r.lkey) for r in self._ledger.memory)
+        if any(dump.regions is not None for dump in sample.devices):
+            self._regions.keep(self._ledger.memory.keys())
         self._contexts.keep((c.device, c.pid) for c in self._ledger.contexts)
         presences = (self._connections, self._regions, self._contexts)
         self.suspects = frozenset(pid for presence in presences for pid in presence.suspects())
@@ -242,15 +244,16 @@ class Reconciler:
             region = memory.get(*key)
             if region is None:
                 pid, _ = _owner(entry.owner, sample)
-                region = MemoryRegion(*key, entry.rkey or 0, pid, entry.address, entry.length, None)
-                memory.put(region)
-            self._regions.listed(key, region, region.pid, entry.owner)
+                memory.put(MemoryRegion(*key, entry.rkey or 0, pid, entry.address, entry.length, None))
+                region = memory.get(*key)
+            if region is not None:
+                self._regions.listed(key, region.serial, region.pid, entry.owner)
         if not dump.regions.complete:
             return
         for region in [region for region in memory if region.device == dump.name]:
             key = (region.device, region.lkey)
             if key not in listed and self._regions.missing(
-                key, region, region.pid, sample.gone, judge_unlisted=self._host_pids
+                key, region.serial, region.pid, sample.gone, judge_unlisted=self._host_pids
             ):
                 memory.remove(*key)
 

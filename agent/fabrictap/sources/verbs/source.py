@@ -19,6 +19,8 @@ from fabrictap.ext.bpf import BpfError, Map
 from fabrictap.ext.posts import Posts
 from fabrictap.ext.records import (
     CONTEXT_OPENED,
+    MR_DEREGISTERED,
+    MR_REGISTERED,
     PROCESS_EXITED,
     QP_CREATED,
     QP_DESTROYED,
@@ -26,7 +28,7 @@ from fabrictap.ext.records import (
     Record,
     context_device,
     context_key,
-    decode,
+    divide,
 )
 from fabrictap.ledger import Ledger
 from fabrictap.ledger.processes import Process, host_pids
@@ -34,6 +36,7 @@ from fabrictap.ledger.processes import read as read_process
 from fabrictap.series import SeriesTable
 from fabrictap.sources import SourceUnavailable
 from fabrictap.sources.verbs import providers
+from fabrictap.sources.verbs.connection_manager import ConnectionManagerFold
 from fabrictap.sources.verbs.control import ControlFold, ends_flows, unbinds
 from fabrictap.sources.verbs.posts import PostFold
 from fabrictap.sources.verbs.probes import (
@@ -51,6 +54,7 @@ from fabrictap.sources.verbs.uverbs import Uverbs
 _log = logging.getLogger(__name__)
 _REAP_SECONDS = 10.0
 _RETRY_SECONDS = 30.0
+_MEMORY = (MR_REGISTERED, MR_DEREGISTERED)
 #: Records from which a process becomes known.
 _NEW_PROCESS = (CONTEXT_OPENED, QP_CREATED, QP_MODIFIED)
 
@@ -61,6 +65,10 @@ class Sample:
 
     records: list[Record] = field(default_factory=list)
     posts: bool = False
+    #: Records of memory regions, one after the other as the probes wrote them.
+    regions: bytes = b""
+    #: Records that were taken, those that were folded on the way among them.
+    received: int = 0
     processes: list[Process] = field(default_factory=list)
     #: pid -> since when (epoch ns) its provider library is probed; None where it is not.
     instrumented: dict[int, int | None] = field(default_factory=dict)
@@ -92,6 +100,7 @@ class Verbs:
         self._posts = Posts(series.ring, MAX_POST_KEYS)
         self._control_fold = ControlFold(series, ledger)
         self._post_fold = PostFold(series, ledger, self._posts)
+        self._connection_manager_fold = ConnectionManagerFold(series)
         self._post_map: Map | None = None
         self._contexts: Map | None = None
         self._devices: set[str] = set()
@@ -135,7 +144,7 @@ class Verbs:
         self._anew = False
         self._post_fold.delete_retired(self._delete)
         began = time.monotonic()
-        sample.records = self._wait(max(0.0, self._next_tick - began))
+        self._wait(max(0.0, self._next_tick - began), sample)
         self.waited = time.monotonic() - began
         tick = time.monotonic() >= self._next_tick
         if tick:
@@ -145,10 +154,10 @@ class Verbs:
             sample.posts = True
             self._read_posts()
             # A queue pair is recorded before its first post: with what has come meanwhile, all are known.
-            late = self._wait(0)
-            if any(ends_flows(record) for record in late):
+            known = len(sample.records)
+            self._wait(0, sample)
+            if any(ends_flows(record) for record in sample.records[known:]):
                 self._read_posts()
-            sample.records += late
             sample.losses = self._losses()
         self._resolve(sample)
         return sample
@@ -166,17 +175,23 @@ class Verbs:
         self.problems.pop("connection manager", None)
         self._anew = True
 
-    def _wait(self, seconds: float) -> list[Record]:
+    def _wait(self, seconds: float, sample: Sample) -> None:
+        """Add to ``sample`` what has been recorded, or will be within ``seconds``."""
         loaded = [p for p in (self._control, self._connection_manager, self._data) if p is not None]
+        before = sum(probes.records.received for probes in loaded)
         try:
             batches = [loaded[0].records.poll(int(seconds * 1000) + 1)]
             batches += [probes.records.poll(0) for probes in loaded[1:]]
         except BpfError as error:
             raise SourceUnavailable(f"the BPF ring buffer cannot be read: {error}") from None
-        records = [record for batch in batches for record in decode(batch)]
+        sample.received += sum(probes.records.received for probes in loaded) - before
+        found, regions = divide(b"".join(batches))
         # Of several buffers; and an end is told when it is done, with the time at which it began.
-        records.sort(key=lambda record: record.time_ns)
-        return self._uverbs.place(records)
+        found.sort(key=lambda record: record.time_ns)
+        placed = self._uverbs.place(found)
+        sample.records += [record for record in placed if record.kind not in _MEMORY]
+        # Here are left those whose device was a number.
+        sample.regions += regions + b"".join(record.raw for record in placed if record.kind in _MEMORY)
 
     def _look_for_news(self) -> None:
         """Devices and modules may come while the agent runs."""
@@ -184,7 +199,9 @@ class Verbs:
         wanted = self._control is not None and "connection manager" not in self.problems
         if wanted and self._connection_manager is None and module_loaded("rdma_cm"):
             try:
-                self._connection_manager = load_connection_manager(self._config.event_buffer)
+                self._connection_manager = load_connection_manager(
+                    self._config.event_buffer, self._connection_manager_fold.events
+                )
             except ProbesUnavailable as error:
                 self._trouble("connection manager", str(error))
         try:
@@ -244,6 +261,9 @@ class Verbs:
                 for reason, count in probes.losses().items():
                     total[reason] = total.get(reason, 0) + count
                 total["wrong_size"] = total.get("wrong_size", 0) + probes.records.misfits
+        # Beyond what the probes lost: what had no room in the tables here.
+        refused = self._posts.refused + self._connection_manager_fold.events.refused
+        total["table_full"] = total.get("table_full", 0) + refused
         return total
 
     def _resolve(self, sample: Sample) -> None:
@@ -303,6 +323,8 @@ class Verbs:
         self._post_fold.probed_since_ns = max(self._attached.values(), default=None)
         self._post_fold.admit()
         offset = now_ns - time.clock_gettime_ns(time.CLOCK_MONOTONIC)
+        self._ledger.memory.fold(sample.regions, offset)
+        self._connection_manager_fold.fold(now_ns)
         for record in sample.records:
             if record.kind == QP_DESTROYED:
                 # Its last posts first: what they moved belongs to the flows that end now.
@@ -322,13 +344,13 @@ class Verbs:
             self._post_fold.fold(arrived, now_ns)
         for pid in sample.gone:
             self._post_fold.process_gone(pid, now_ns)
-            self._control_fold.process_gone(pid)
+            self._control_fold.process_gone(pid, now_ns)
         self._export(sample, now_ns)
 
     def _export(self, sample: Sample, now_ns: int) -> None:
         attributes = {catalog.SOURCE.name: self.name}
-        if sample.records:
-            self._series.series(catalog.RECORDS, attributes, now_ns).add(len(sample.records), now_ns)
+        if sample.received:
+            self._series.series(catalog.RECORDS, attributes, now_ns).add(sample.received, now_ns)
         for reason, count in sample.losses.items():
             labels = {**attributes, catalog.LOSS.name: reason}
             self._series.series(catalog.LOST, labels, now_ns).observe(count, now_ns)

@@ -67,7 +67,7 @@ class VerbsTraffic(Verbs):
 
     def open(self) -> None:
         self._known = {}
-        self._probed_ns = time.time_ns()
+        self._probed_ns = time.time_ns() - 10**9  # before the first record, however the clocks are read
 
     def sample(self) -> Sample:
         """Some connections while there are new ones, then a second's posts of all."""

@@ -17,6 +17,7 @@ PARTS: dict[str, Callable[[], list[Result]]] = {
     "ringbuffer": ringbuffer.measure,
     "export": export.measure,
     "agent": agent.measure,
+    "growth": agent.measure_growth,
 }
 OUTPUT = Path(__file__).parents[2] / "build" / "bench.json"
 

@@ -319,4 +319,13 @@ def measure() -> list[Result]:
     if missing:
         left_out("agent", f"the peer: {missing}")
     left_out("agent", "probes in the kernel and real counters: verbs and /sys are stand-ins here")
-    return [*_whole(binary, missing), *_growth(binary)]
+    return _whole(binary, missing)
+
+
+def measure_growth() -> list[Result]:
+    """The part ``growth``: short runs, one after the other."""
+    binary = find_collector()
+    if not binary.is_file():
+        left_out("growth", f"no Collector: build it with {BUILD.relative_to(HERE.parents[1])}")
+        return []
+    return _growth(binary)

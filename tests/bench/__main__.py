@@ -17,6 +17,7 @@ PARTS: dict[str, Callable[[], list[Result]]] = {
     "ringbuffer": ringbuffer.measure,
     "export": export.measure,
     "agent": agent.measure,
+    "growth": agent.measure_growth,
 }
 OUTPUT = Path(__file__).parents[2] / "build" / "bench.json"
 
@@ -27,9 +28,11 @@ def main() -> int:
     parts = parser.parse_args().parts or list(PARTS)
     if unknown := set(parts) - set(PARTS):
         parser.error(f"no part {', '.join(sorted(unknown))}; there are {', '.join(PARTS)}")
-    results = [result for part in parts for result in PARTS[part]()]
-    print(table(results))
-    write(results, OUTPUT)
+    for part in parts:
+        results = PARTS[part]()
+        if results:
+            print(f"{part}\n{table(results)}\n", flush=True)
+            write(results, OUTPUT)
     return 0
 
 

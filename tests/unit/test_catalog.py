@@ -21,7 +21,9 @@ from fabrictap.view import catalog as view
 
 PACKAGE = Path(fabrictap.__file__).parent
 ROOT = Path(__file__).parents[2]
-NAME = re.compile(r"(rdma|hw|fabrictap|process|network|otel|cpu|error)(\.[a-z][a-z0-9_]*)+")
+NAME = re.compile(
+    r"(rdma|hw|fabrictap|process|network|otel|cpu|error|k8s|container|slurm|systemd)(\.[a-z][a-z0-9_]*)+"
+)
 #: UCUM as the semantic conventions use it: bytes, seconds, ratios, and annotations of things in the singular.
 UNIT = re.compile(r"By|s|1|By/s|\{[a-z_]+\}")
 

@@ -20,27 +20,31 @@ class Inventory:
         self._live: dict[int, Series] = {}
         #: Connections that the full table of series has refused: tried again when it has room.
         self._refused: set[Connection] = set()
+        self._names = 0
 
     def fold(self, now_ns: int) -> None:
         """Bring everything up to date. Queue pairs cost what has changed of them."""
         self._connections(now_ns)
         live: dict[int, Series] = {}
+        totals: dict[int, int] = {}
 
         def put(metric: Metric, attributes: Attributes, value: int) -> None:
             made = self._series.series(metric, attributes, now_ns)
-            made.set(value, now_ns)
+            # Processes whose identity is short of detail share a series.
+            totals[id(made)] = totals.get(id(made), 0) + value
+            made.set(totals[id(made)], now_ns)
             live[id(made)] = made
 
         for context in self._ledger.contexts:
             attributes = {
-                **self._process(context.pid),
+                **self._ledger.identity(context.pid),
                 "rdma.device": context.device,
                 "fabrictap.origin": context.origin,
             }
             put(catalog.CONTEXT_COUNT, attributes, context.count)
         for regions in self._ledger.memory.sums():
             attributes = {
-                **self._process(regions.pid),
+                **self._ledger.identity(regions.pid),
                 "rdma.device": regions.device,
                 "rdma.memory_region.remote_access": regions.remote_access,
             }
@@ -55,7 +59,14 @@ class Inventory:
         self._tables(now_ns)
 
     def _connections(self, now_ns: int) -> None:
-        changed = set(self._ledger.connections.take_changed())
+        ledger = self._ledger
+        for pid in ledger.processes.take_changed():
+            ledger.connections.touch(pid)
+        changed = set(ledger.connections.take_changed())
+        if self._names != ledger.workloads.version:
+            # The names of pods have changed: whose is not known without asking.
+            self._names = ledger.workloads.version
+            changed.update(ledger.connections)
         if len(self._series) < self._series.capacity:
             changed |= self._refused
             self._refused.clear()
@@ -63,7 +74,8 @@ class Inventory:
         for connection in sorted(changed, key=_lives):
             before, now = connection.status, None
             if not connection.ended:
-                now = self._series.series(catalog.QP_STATUS, _qp(connection), now_ns)
+                identity = ledger.identity(connection.pid, connection.process)
+                now = self._series.series(catalog.QP_STATUS, {**identity, **_qp(connection)}, now_ns)
                 if now is before:
                     continue
                 now.set(1, now_ns)
@@ -80,12 +92,6 @@ class Inventory:
         series.set(0, now_ns)
         self._series.end(series)
 
-    def _process(self, pid: int | None) -> dict[str, AttributeValue]:
-        if pid is None:
-            return {"process.executable.name": "[kernel]"}
-        process = self._ledger.processes.get(pid)
-        return {"process.pid": pid} | ({"process.executable.name": process.name} if process else {})
-
     def _tables(self, now_ns: int) -> None:
         ledger = self._ledger
         for name, entries, dropped in (
@@ -96,6 +102,8 @@ class Inventory:
             ("processes", len(ledger.processes), ledger.processes.dropped),
             ("flows", len(ledger.flows), 0),
             ("spans", ledger.flows.waiting, ledger.flows.dropped),
+            ("identities", len(ledger.workloads.budget), 0),
+            ("device_assignments", ledger.workloads.assigned, ledger.workloads.devices_dropped),
         ):
             attributes = {"fabrictap.table": name}
             self._series.series(catalog.TABLE_ENTRIES, attributes, now_ns).set(entries, now_ns)
@@ -108,8 +116,6 @@ def _lives(connection: Connection) -> bool:
 
 def _qp(connection: Connection) -> dict[str, AttributeValue]:
     known: dict[str, AttributeValue | None] = {
-        "process.pid": connection.pid,
-        "process.executable.name": connection.process,
         "rdma.device": connection.device,
         "rdma.port": connection.port,
         "rdma.qp.number": connection.qpn,

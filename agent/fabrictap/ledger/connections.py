@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from datetime import datetime, timezone
 
 from fabrictap.ext.connections import ConnectionRow
 from fabrictap.ext.ring import Ring, Series
 from fabrictap.ledger.flows import Flow, Flows
+from fabrictap.ledger.processes import Process, Processes
 
 #: QP types that are bound to one peer.
 CONNECTED = frozenset({"rc", "uc", "xrc_ini", "xrc_tgt"})
@@ -45,7 +46,7 @@ class Connection(ConnectionRow):
     agent first saw it where ``origin`` is netlink. What the ring has a place for is kept there.
     """
 
-    __slots__ = ("extended", "receiver", "sender", "status")
+    __slots__ = ("extended", "owner", "receiver", "sender", "status")
 
     def __init__(  # noqa: PLR0917 - the fields, in the order that the ledger has always had
         self,
@@ -81,6 +82,8 @@ class Connection(ConnectionRow):
         self.extended = False
         #: What exports it as a queue pair, kept by who does that.
         self.status: Series | None = None
+        #: Its process as it was when the connection was made: the pid may be another's by the time it ends.
+        self.owner: Process | None = None
 
     @property
     def coverage(self) -> Coverage:
@@ -103,12 +106,15 @@ class Connections:
     connection its row there, which is counted in ``unlisted``, and nothing else.
     """
 
-    def __init__(self, capacity: int, flows: Flows, memory: Ring | None = None) -> None:
+    def __init__(
+        self, capacity: int, flows: Flows, memory: Ring | None = None, processes: Processes | None = None
+    ) -> None:
         self.capacity = capacity
         self.dropped = 0
         self.unlisted = 0
         self._flows = flows
         self._ring = memory
+        self._processes = processes
         self._connections: dict[tuple[str, int], Connection] = {}
         self._of_pid: dict[int, dict[Connection, None]] = {}
         self._arrived: dict[Connection, None] = {}
@@ -128,6 +134,14 @@ class Connections:
         """The connections of a process."""
         return list(self._of_pid.get(pid, ()))
 
+    def pids(self) -> Iterable[int]:
+        """The processes that have connections."""
+        return self._of_pid.keys()
+
+    def touch(self, pid: int) -> None:
+        """What is known of a process has changed, and so what its connections are exported with."""
+        self._changed.update(self._of_pid.get(pid, ()))
+
     def put(self, connection: Connection) -> bool:
         """Add a new connection. False when the table is full."""
         if len(self._connections) >= self.capacity:
@@ -135,6 +149,8 @@ class Connections:
             return False
         if self._ring is not None and not connection.list_in(self._ring, connection.created_ns):
             self.unlisted += 1
+        if self._processes is not None and connection.pid is not None:
+            connection.owner = self._processes.get(connection.pid)
         self._connections[(connection.device, connection.qpn)] = connection
         if connection.pid is not None:
             self._of_pid.setdefault(connection.pid, {})[connection] = None

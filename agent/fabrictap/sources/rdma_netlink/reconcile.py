@@ -8,12 +8,11 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass, field
-from pathlib import Path
 
 from fabrictap.ledger import Ledger
 from fabrictap.ledger.connections import Connection, Coverage
 from fabrictap.ledger.memory import Context, MemoryRegion
-from fabrictap.ledger.processes import KERNEL, Process
+from fabrictap.ledger.processes import KERNEL, Process, host_pids
 from fabrictap.sources.rdma_netlink.client import Listing
 from fabrictap.sources.rdma_netlink.messages import CmId, Owner, QueuePair
 from fabrictap.sources.rdma_netlink.messages import MemoryRegion as ListedRegion
@@ -24,8 +23,6 @@ _TYPES = {2: "rc", 3: "uc", 4: "ud", 8: "raw_packet", 9: "xrc_ini", 10: "xrc_tgt
 _MANAGEMENT = frozenset({0, 1})
 #: enum ib_qp_state.
 _STATES = ("reset", "init", "rtr", "rts", "sqd", "sqe", "err")
-#: PROC_PID_INIT_INO, include/linux/proc_ns.h: the node's own pid namespace.
-_INIT_PID_NAMESPACE = 0xEFFFFFFC
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,7 +61,7 @@ class Reconciler:
         #: Threads and processes whose life the next sample should ask for.
         self.suspects: frozenset[int] = frozenset()
         self._ledger = ledger
-        self._host_pids = _host_pids()
+        self._host_pids = host_pids()
         self._connections: Presence[tuple[str, int], Connection] = Presence()
         #: Memory regions by their serial.
         self._regions: Presence[tuple[str, int], int] = Presence()
@@ -271,11 +268,3 @@ def _owner(owner: Owner, sample: Sample) -> tuple[int | None, str]:
 
 def _state(pair: QueuePair) -> str:
     return _STATES[pair.state] if pair.state < len(_STATES) else "unknown"
-
-
-def _host_pids() -> bool:
-    """Whether the agent shares the node's pid namespace, and may so ask whether a probe's pid lives."""
-    try:
-        return Path("/proc/self/ns/pid").stat().st_ino == _INIT_PID_NAMESPACE
-    except OSError:
-        return False

@@ -207,12 +207,10 @@ class PostFold:
     def _make_series(self, counter: _Counter, connection: Connection | None, now_ns: int) -> None:
         key = counter.key
         operation = names.OPERATIONS[_OPERATION[key.operation]]
-        process = self._ledger.processes.get(key.pid)
         exact = connection is not None and connection.coverage_kind == "exact"
         start_ns = now_ns
         known: dict[str, AttributeValue | None] = {
-            "process.pid": key.pid,
-            "process.executable.name": process.name if process else None,
+            **self._ledger.identity(key.pid),
             "rdma.device": counter.device,
             "rdma.qp.number": key.qpn,
             "rdma.qp.type": QP_TYPES.get(key.qp_type, "unknown"),
@@ -221,6 +219,8 @@ class PostFold:
         }
         if key.queue == records.QUEUE_SHARED_RECEIVE:
             known["rdma.qp.type"] = "srq"
+            # Its handle is the process's own: without the pid two processes would be one series.
+            known["process.pid"] = key.pid
         if connection is not None:
             known["rdma.gid"] = connection.gid
             known["rdma.peer.gid"] = connection.peer_gid

@@ -31,7 +31,7 @@ from fabrictap.ext.records import (
     divide,
 )
 from fabrictap.ledger import Ledger
-from fabrictap.ledger.processes import Process
+from fabrictap.ledger.processes import Process, host_pids
 from fabrictap.ledger.processes import read as read_process
 from fabrictap.series import SeriesTable
 from fabrictap.sources import SourceUnavailable
@@ -92,6 +92,7 @@ class Verbs:
         self._config = config
         self._series = series
         self._ledger = ledger
+        self._host_pids = host_pids()
         self._control: Probes | None = None
         self._connection_manager: Probes | None = None
         self._data: Probes | None = None
@@ -276,7 +277,7 @@ class Verbs:
         for pid, comm in comms.items():
             if pid not in opened and self._known.get(pid) is not None:
                 continue
-            sample.processes.append(read_process(pid, comm))
+            sample.processes.append(self._process(pid, comm))
             self._known[pid] = sample.instrumented[pid] = self._instrumented_since(pid)
         now = time.monotonic()
         if now >= self._next_reap:
@@ -288,6 +289,11 @@ class Verbs:
     def _posters(self) -> set[int]:
         """The processes that post and of which not everything is known."""
         return {self._posts.key(number).pid for number in self._posts.arrived()}
+
+    def _process(self, pid: int, comm: str) -> Process:
+        if not self._host_pids:
+            return Process(pid, comm or "unknown", None)
+        return read_process(pid, comm, self._ledger.workloads.resolver)
 
     def _instrumented_since(self, pid: int) -> int | None:
         try:

@@ -68,6 +68,8 @@ class PostFold:
         #: When the last provider library was probed, nanoseconds since the epoch.
         self.probed_since_ns: int | None = None
         self._peer_gids: dict[int, str] = {}
+        #: How many counters count in a series: those of a peer's address handles share one.
+        self._users: dict[Series, int] = {}
         #: Counters that are not exported yet, because their queue pair's peer is not known yet.
         self._waiting: set[int] = set()
 
@@ -252,13 +254,20 @@ class PostFold:
                 make(catalog.VERBS_SIGNALED),
             ]
         self._table.give_series(counter.number, counter.series, counter.histogram)
+        for series in (*counter.series, counter.histogram):
+            if series is not None:
+                self._users[series] = self._users.get(series, 0) + 1
 
     def _end(self, counter: _Counter) -> None:
         """No more of it goes into the series that it had."""
         self._table.unbind(counter.number)
         self._table.give_series(counter.number, [None] * _TOTALS, None)
         for series in (*counter.series, counter.histogram):
-            if series is not None:
+            if series is None:
+                continue
+            self._users[series] -= 1
+            if not self._users[series]:
+                del self._users[series]
                 self._series.end(series)
         counter.series, counter.histogram = [], None
 

@@ -365,6 +365,7 @@ def test_rows_are_used_again_only_by_others_and_what_has_ended_reads_as_it_was()
         assert connection.ended == (connection not in alive)
     assert {c.qpn for c in connections.of_process(7)} == {c.qpn for c in alive if c.pid == 7}
     assert connections.unlisted > 0
+    assert connections.listed == sum(connection.listed for connection in alive) <= 20
 
 
 def test_a_connection_says_what_it_was_told():

@@ -85,16 +85,25 @@ static inline bool ft_posts_reserve(struct ft_posts *posts)
 /* Takes a batch of the map. A counter that does not fit in the table is refused, which the table counts. */
 static void ft_posts_take(struct ft_posts *posts, const char *keys, const char *values, uint32_t count, size_t cpus)
 {
+	uint32_t next = 0; /* the kernel lists the map in the same order each time: entries were made in it */
+
 	for (uint32_t i = 0; i < count; i++) {
 		const struct ft_post *value = (const struct ft_post *)values + i * cpus;
+		const char *key = keys + i * sizeof(struct ft_post_key);
 		struct ft_counter *counter;
 		uint64_t operations = 0;
 		uint32_t number;
 		bool added;
 
-		number = ft_table_add(&posts->table, keys + i * sizeof(struct ft_post_key), &added);
+		if (ft_table_lives(&posts->table, next) && ft_table_same(&posts->table, ft_counter(posts, next), key)) {
+			number = next;
+			added = false;
+		} else {
+			number = ft_table_add(&posts->table, key, &added);
+		}
 		if (number == FT_NONE)
 			continue;
+		next = number + 1;
 		if (!ft_posts_reserve(posts)) {
 			if (added)
 				ft_table_remove(&posts->table, number);

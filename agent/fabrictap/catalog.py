@@ -306,6 +306,7 @@ TABLE = Attribute(
     (
         "devices",
         "connections",
+        "connection_rows",
         "memory_regions",
         "contexts",
         "processes",

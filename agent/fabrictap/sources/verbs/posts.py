@@ -81,6 +81,8 @@ class PostFold:
         #: When the last provider library was probed, nanoseconds since the epoch.
         self.probed_since_ns: int | None = None
         self._peer_gids: dict[int, str] = {}
+        #: How many counters count in a series: those of a peer's address handles share one.
+        self._users: dict[Series, int] = {}
         #: Counters that are not exported yet, because their queue pair's peer is not known yet.
         self._waiting: set[int] = set()
         #: Port (hw.id) -> its number in the table.
@@ -281,6 +283,9 @@ class PostFold:
             ]
         self._table.give_series(counter.number, counter.series, counter.histogram)
         self._give_port(counter, connection, operation)
+        for series in (*counter.series, counter.histogram):
+            if series is not None:
+                self._users[series] = self._users.get(series, 0) + 1
 
     def _give_port(self, counter: _Counter, connection: Connection | None, operation: str) -> None:
         port = connection.port if connection is not None else None
@@ -305,7 +310,11 @@ class PostFold:
         self._table.give_series(counter.number, [None] * _TOTALS, None)
         self._table.give_port(counter.number, None, NONE, 0)
         for series in (*counter.series, counter.histogram):
-            if series is not None:
+            if series is None:
+                continue
+            self._users[series] -= 1
+            if not self._users[series]:
+                del self._users[series]
                 self._series.end(series)
         counter.series, counter.histogram = [], None
 

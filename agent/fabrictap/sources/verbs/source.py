@@ -144,7 +144,9 @@ class Verbs:
     def sample(self) -> Sample:
         sample = Sample(anew=self._anew)
         self._anew = False
-        self._post_fold.delete_retired(self._delete)
+        if not sample.anew:
+            # What ended in a map that is no more is not to be taken for what has its key in the new one.
+            self._post_fold.delete_retired(self._delete)
         began = time.monotonic()
         self._wait(max(0.0, self._next_tick - began), sample)
         self.waited = time.monotonic() - began

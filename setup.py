@@ -120,7 +120,10 @@ def extension(name: str, libraries: list[str]) -> Extension:
         f"fabrictap.ext.{name}",
         [f"ext/{name}.pyx"],
         include_dirs=["ext", "probes/include"],
-        depends=["ext/fold.h", "ext/libbpf_log.h", "ext/ring.h", "ext/ring.pxd", "probes/include/records.h"],
+        depends=[
+            "ext/fold.h", "ext/layout.h", "ext/libbpf_log.h", "ext/ring.h", "ext/ring.pxd",
+            "probes/include/records.h",
+        ],  # fmt: skip
         libraries=libraries,
         extra_compile_args=["-O2", "-Wall", "-Wno-unused-function", "-D_GNU_SOURCE"],
     )
@@ -134,6 +137,8 @@ setup(
             extension("counters", []),
             extension("ring", ["m"]),
             extension("points", []),
+            extension("layout", []),
+            extension("exposition", ["m"]),
         ],
         include_path=["ext", str(declarations())],
         build_dir="build/cython",

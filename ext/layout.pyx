@@ -13,8 +13,7 @@ cdef extern from "layout.h" nogil:
         uint32_t size
         char format
     const ft_field ft_fields[]
-    enum:
-        FT_FIELDS
+    const size_t FT_FIELDS
 
 cdef extern from "ring.h" nogil:
     size_t FT_CHECKED "offsetof(struct ft_ring_header, checksum)"

@@ -2,63 +2,39 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import struct
 import time
 from pathlib import Path
 
-from fabrictap import catalog
+from fabrictap import ringfile
 from fabrictap.ext import layout
 from fabrictap.ext.ring import Ring
+from fabrictap.ledger import names
 from fabrictap.ledger.flows import INBOUND
 from fabrictap.series import SeriesTable
 
-OPERATIONS = catalog.RDMA_OPERATION.values
-COVERAGES = catalog.COVERAGE.values
-ORIGINS = catalog.ORIGIN.values
-QP_TYPES = catalog.RDMA_QP_TYPE.values
-QP_STATES = catalog.RDMA_QP_STATE.values
-EVENTS = ({"name": "rdma.port.down", "description": "A port went down"},)
+OPERATIONS, COVERAGES = names.OPERATIONS, names.COVERAGES
+RESOURCE = {"service.name": "fabrictap", "host.name": "node1"}
 S = 10**9
 
 
 def about(**more):
     """The about section as the agent writes it."""
-    return json.dumps(
-        {
-            "agent": {"version": "0.1.0", "pid": os.getpid()},
-            "boot_id": Path("/proc/sys/kernel/random/boot_id").read_text().strip(),
-            "resource": {"service.name": "fabrictap", "host.name": "node1"},
-            "metrics": [
-                {
-                    "name": metric.name,
-                    "unit": metric.unit,
-                    "kind": metric.kind.value,
-                    "description": metric.description,
-                    "rates": metric.rates,
-                }
-                for metric in catalog.metrics()
-            ],
-            "events": EVENTS,
-            "operations": OPERATIONS,
-            "inbound": sorted(INBOUND),
-            "qp_types": QP_TYPES,
-            "qp_states": QP_STATES,
-            "coverages": COVERAGES,
-            "origins": ORIGINS,
-        }
-        | more
-    ).encode()
+    return json.dumps(json.loads(ringfile.about(RESOURCE, names.LISTS)) | more).encode()
 
 
 def make(
     path, *, series=64, rows=16, connections=8, events=8, tick_ns=S, now_ns=None, grace_ns=0, described=True
 ):
     """(ring, table) of a new file at ``path``."""
+    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o640)
+    fcntl.flock(descriptor, fcntl.LOCK_EX)
     inbound = sum(1 << OPERATIONS.index(name) for name in INBOUND)
     memory = Ring(
-        os.open(path, os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o640),
+        descriptor,
         series=series,
         rows=rows,
         tick_ns=tick_ns,
@@ -100,8 +76,8 @@ def put_connection(path, row, **values):
     fields = {
         "sequence": 2,
         "state": layout.LIVE,
-        "type": QP_TYPES.index("rc"),
-        "qp_state": QP_STATES.index("rts"),
+        "type": names.QP_TYPES.index("rc"),
+        "qp_state": names.QP_STATES.index("rts"),
         "coverage": COVERAGES.index("exact"),
         "origin": 0,
         "port": 1,

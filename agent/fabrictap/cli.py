@@ -203,9 +203,12 @@ def _check_config(options: argparse.Namespace) -> int:
     import yaml
 
     from fabrictap.config import as_written
+    from fabrictap.export import scrape
     from fabrictap.export.uplink import Uplink
 
     config = _load(options)
+    if (where := config.export.prometheus.listen) is not None:
+        scrape.parse(where, allow_remote=config.export.prometheus.allow_remote)
     # Whether the endpoints can be used is found out where they are used; nothing is connected by that.
     Uplink(config.export.otlp).close(0)
     print(yaml.safe_dump(as_written(config), sort_keys=False), end="")

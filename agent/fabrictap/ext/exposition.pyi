@@ -2,13 +2,13 @@ from collections.abc import Sequence
 
 from fabrictap.ext.ring import Ring
 
-Pair = tuple[bytes, bytes]
+_Pair = tuple[bytes, bytes]
 
 class Exposition:
     def __init__(
         self,
         ring: Ring,
-        families: Sequence[tuple[tuple[Pair, Pair | None, Pair | None], Sequence[tuple[int, bytes]]]],
+        families: Sequence[tuple[tuple[_Pair, _Pair | None, _Pair | None], Sequence[tuple[int, bytes]]]],
         before: bytes,
         linger_ns: int,
     ) -> None: ...

@@ -32,7 +32,7 @@ class About(msgspec.Struct, frozen=True):
 
     metrics: list[MetricName]
     agent: Agent = Agent()
-    boot_id: str = ""
+    boot_id: str | None = None
     resource: dict[str, str | int | float | bool] = {}
     events: list[EventName] = []
     operations: list[str] = []

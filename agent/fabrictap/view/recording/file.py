@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import pwd
 import stat
@@ -74,6 +75,16 @@ class RingFile:
     def allocated(self) -> int:
         """Bytes of memory or disk that the file takes; its apparent size is far larger."""
         return os.fstat(self._descriptor).st_blocks * 512
+
+    @property
+    def locked(self) -> bool:
+        """Whether a writer holds the file. Ours is a shared lock, held for a moment, that hinders nobody."""
+        try:
+            fcntl.flock(self._descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return True
+        fcntl.flock(self._descriptor, fcntl.LOCK_UN)
+        return False
 
     def read(self, at: int, size: int) -> bytes:
         """Exactly ``size`` bytes from offset ``at``. Raises RecordingError where the file ends before."""

@@ -21,8 +21,6 @@ from fabrictap.view.recording.records import Cell, Connection, Event, Life, Row,
 #: How often something that is being written is looked at again, and the pause between.
 _TRIES = 6
 _PAUSE = 0.002
-#: Seconds in which a writer that cannot be seen must tick to be believed alive.
-_LONGEST_WAIT = 3.0
 #: Records read at once.
 _BATCH = 1024
 _LARGEST_ABOUT = 1 << 24
@@ -97,11 +95,10 @@ class Recording:
         return int(self._file.header()["head"])
 
     def alive(self) -> Life:
-        """Whether the writer is still there. May take two ticks, at most some seconds, to find out."""
-        header = self._file.header()
+        """Whether the writer is still there."""
+        locked = self._file.locked
         rows = self.rows()
-        last_ns = rows[-1].end_ns if rows else None
-        return life.of(header, last_ns, self.about.boot_id, time.time_ns(), self._ticks)
+        return life.of(self._file.header(), rows[-1].end_ns if rows else None, time.time_ns(), locked=locked)
 
     def rows(self, since_ns: int = 0) -> list[Row]:
         """The whole rows that ended after ``since_ns``, oldest first."""
@@ -113,7 +110,7 @@ class Recording:
         ):
             # One more than the head may be whole by now.
             if number % count == index and 0 < number and head - count < number <= head + 1:
-                if start_ns <= end_ns and end_ns > since_ns:
+                if end_ns > since_ns:
                     found.append(Row(number, start_ns, end_ns))
         found.sort()
         return found
@@ -182,16 +179,6 @@ class Recording:
             for number, event in sorted(found.items())
             if number > last - count and event.time_ns > since_ns
         ]
-
-    def _ticks(self) -> bool:
-        """Wait for another tick, or for the end of the time in which there would be one."""
-        before = self.head
-        deadline = time.monotonic() + min(2 * self.tick_ns / 1e9, _LONGEST_WAIT)
-        while time.monotonic() < deadline:
-            if self.head > before:
-                return True
-            time.sleep(min(self.tick_ns / 1e10, 0.05))
-        return False
 
     def _records(
         self, at: int, form: Struct, count: int, make: Callable[[int, tuple[Any, ...]], _Made | None]

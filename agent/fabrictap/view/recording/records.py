@@ -18,7 +18,8 @@ class Row(NamedTuple):
 
     @property
     def seconds(self) -> float:
-        return (self.end_ns - self.start_ns) / 1e9
+        """0 where the clock was set back meanwhile."""
+        return max(0, self.end_ns - self.start_ns) / 1e9
 
 
 class CounterCell(NamedTuple):
@@ -134,8 +135,7 @@ class Event:
 class Life:
     """Whether the writer of a recording is there.
 
-    ``state``: running; stalled (its process is there and has not ticked for a while); ended (in order);
-    died. ``age`` is the seconds since the last tick, None before the first.
+    ``state``: running; stalled (it is there and has not ticked for a while); ended (in order); died. ``age`` is the seconds since the last tick, None before the first.
     """
 
     state: str

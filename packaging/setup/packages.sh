@@ -34,7 +34,7 @@ optional=(
     bpftrace           # a peer of make bench: uprobes
     prometheus-node-exporter # a peer of make bench: port counters; Debian starts it, make bench runs its own
     python3-bpfcc      # a peer of make bench: bcc's ring buffer
-    prometheus         # promtool judges the text exposition
+    prometheus         # promtool judges the text exposition; Debian starts the server, the tests do not use it
     bpftool            # to look at loaded programs and maps; in linux-tools on Ubuntu
 )
 

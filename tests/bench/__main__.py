@@ -7,7 +7,7 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
-from bench import agent, counters, export, infiniband, ringbuffer, uprobe
+from bench import agent, counters, export, exposition, infiniband, ringbuffer, uprobe
 from bench.result import Result, table, write
 
 PARTS: dict[str, Callable[[], list[Result]]] = {
@@ -16,6 +16,7 @@ PARTS: dict[str, Callable[[], list[Result]]] = {
     "infiniband": infiniband.measure,
     "ringbuffer": ringbuffer.measure,
     "export": export.measure,
+    "exposition": exposition.measure,
     "agent": agent.measure,
 }
 OUTPUT = Path(__file__).parents[2] / "build" / "bench.json"

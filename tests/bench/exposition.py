@@ -130,4 +130,7 @@ def measure() -> list[Result]:
         (whole,) = alternate(ROUNDS, scraped)
     finally:
         endpoint.close()
-    return [*results, note("one scrape over HTTP, client included", "ms", whole, f"{size / 1e6:.1f} MB of text")]
+    return [
+        *results,
+        note("one scrape over HTTP, client included", "ms", whole, f"{size / 1e6:.1f} MB of text"),
+    ]

@@ -136,7 +136,15 @@ def test_a_histogram_has_cumulative_buckets():
         for key, value in found.items()
         if key.startswith(f"{name}_bucket{{rdma_qp_number=")
     }
-    assert [buckets[le] for le in ("1", "4", "16", "64", "256", "4294967296", "+Inf")] == [2, 4, 5, 6, 6, 6, 7]
+    assert [buckets[le] for le in ("1", "4", "16", "64", "256", "4294967296", "+Inf")] == [
+        2,
+        4,
+        5,
+        6,
+        6,
+        6,
+        7,
+    ]
     assert found[f'{name}_count{{rdma_qp_number="17"}}'] == "7"
     assert float(found[f'{name}_sum{{rdma_qp_number="17"}}']) == 76.1 + 2.0**40
 
@@ -203,7 +211,12 @@ def test_promtool_has_nothing_to_say_but_of_names_that_opentelemetry_gives():
             series.set(3, 1)
     text.ring.interval(S)
     done = subprocess.run(
-        [promtool, "check", "metrics"], input=text.text(), capture_output=True, text=True, timeout=60, check=False
+        [promtool, "check", "metrics"],
+        input=text.text(),
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
     )
     said = (done.stdout + done.stderr).splitlines()
     # OpenTelemetry names what is counted now NAME.count; rdma.port.counter has a port's counters in it.
@@ -363,7 +376,9 @@ def test_an_address_in_use_is_said(listener):
         Scrape(listener.address, bytes)
 
 
-@pytest.mark.parametrize("text", ["127.0.0.1:9435", "[::1]:9435", "localhost:9435", "unix:/run/x", "127.9.9.9:1"])
+@pytest.mark.parametrize(
+    "text", ["127.0.0.1:9435", "[::1]:9435", "localhost:9435", "unix:/run/x", "127.9.9.9:1"]
+)
 def test_loopback_and_unix_sockets_are_allowed(text):
     assert parse(text, allow_remote=False)
 
@@ -375,7 +390,9 @@ def test_other_addresses_only_where_that_is_meant(text):
     assert str(parse(text, allow_remote=True)) == text
 
 
-@pytest.mark.parametrize("text", ["", "9435", "127.0.0.1", "127.0.0.1:x", "127.0.0.1:70000", "host:1", "unix:x"])
+@pytest.mark.parametrize(
+    "text", ["", "9435", "127.0.0.1", "127.0.0.1:x", "127.0.0.1:70000", "host:1", "unix:x"]
+)
 def test_what_is_no_address_is_refused(text):
     with pytest.raises(ConfigError, match=r"export\.prometheus\.listen: expected"):
         parse(text, allow_remote=True)

@@ -337,7 +337,11 @@ def test_a_file_that_is_not_one_of_ours_is_refused(tmp_path):
             Recording.open(str(file))
     fifo = tmp_path / "fifo"
     os.mkfifo(fifo)
-    for what, says in ((fifo, "not a regular file"), (tmp_path, "not a regular file"), ("/dev/zero", "not a")):
+    for what, says in (
+        (fifo, "not a regular file"),
+        (tmp_path, "not a regular file"),
+        ("/dev/zero", "not a"),
+    ):
         with pytest.raises(RecordingError, match=says):
             Recording.open(str(what))
     with pytest.raises(RecordingError, match="No such file"):
@@ -463,7 +467,9 @@ def test_no_damage_does_more_than_an_error(template, path, seed, monkeypatch):
             os.pwrite(file, new, at)
         if chance.random() < 0.7:  # damage that the checksum does not tell
             undo.append((layout.CHECKED, os.pread(file, 4, layout.CHECKED)))
-            os.pwrite(file, zlib.crc32(os.pread(file, layout.CHECKED, 0)).to_bytes(4, "little"), layout.CHECKED)
+            os.pwrite(
+                file, zlib.crc32(os.pread(file, layout.CHECKED, 0)).to_bytes(4, "little"), layout.CHECKED
+            )
         cut = chance.random() < 0.05
         if cut:
             os.ftruncate(file, chance.randrange(len(template)))

@@ -69,7 +69,9 @@ def parse(text: str, *, allow_remote: bool) -> Address:
         path = text.removeprefix("unix:")
         # sockaddr_un has room for 108 bytes with the final zero
         if not path.startswith("/") or len(path.encode()) > 107 or "\0" in path:
-            raise ConfigError(f"{key}: expected unix: and an absolute path of at most 107 bytes, got {text!r}")
+            raise ConfigError(
+                f"{key}: expected unix: and an absolute path of at most 107 bytes, got {text!r}"
+            )
         return Address(path)
     host, colon, port = text.rpartition(":")
     if not colon or not port.isascii() or not port.isdigit() or not 0 <= int(port) <= 65535:

@@ -11,7 +11,7 @@ from typing import Any
 from fabrictap.ext import layout, ring
 from fabrictap.ext.ring import Histogram
 from fabrictap.view.recording.about import About
-from fabrictap.view.recording.records import Connection, Event, Posted
+from fabrictap.view.recording.records import Connection, Event, HistogramCell, Posted
 
 _LARGEST_MTU = 16
 #: Opcodes that move nothing by themselves: posted buffers, and what stays in the adapter.
@@ -38,17 +38,22 @@ def gid(raw: bytes) -> str | None:
     return socket.inet_ntop(socket.AF_INET6, raw) if any(raw) else None
 
 
-def histogram(values: tuple[Any, ...], at: Mapping[str, int]) -> Histogram:
+def histogram(values: tuple[Any, ...], at: Mapping[str, int]) -> tuple[Histogram, HistogramCell]:
+    """(the histogram, what came to it since the last row)."""
     used, buckets = values[at["used"]], at["buckets"]
     if used > ring.BUCKETS:
         raise ValueError("more buckets than there are")
-    return Histogram(
-        values[at["count"]],
-        finite(values[at["sum"]]) or 0.0,
+    count, total = values[at["count"]], finite(values[at["sum"]]) or 0.0
+    made = Histogram(
+        count,
+        total,
         values[at["zeros"]],
         values[at["offset"]],
         list(values[buckets : buckets + used]),
         values[at["scale"]],
+    )
+    return made, HistogramCell(
+        count - values[at["row_count"]], total - (finite(values[at["row_sum"]]) or 0.0)
     )
 
 

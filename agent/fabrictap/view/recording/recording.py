@@ -16,7 +16,7 @@ from fabrictap.view.recording import decode, life
 from fabrictap.view.recording.about import KINDS, About, MetricName, parse
 from fabrictap.view.recording.cells import Block, cells_of
 from fabrictap.view.recording.file import RingFile, record
-from fabrictap.view.recording.records import Cell, Connection, Event, Life, Row, SeriesEntry
+from fabrictap.view.recording.records import Cell, Connection, Event, HistogramCell, Life, Row, SeriesEntry
 
 #: How often something that is being written is looked at again, and the pause between.
 _TRIES = 6
@@ -109,7 +109,7 @@ class Recording:
             _ROW.iter_unpack(self._file.read(at, count * _ROW.size))
         ):
             # One more than the head may be whole by now.
-            if number % count == index and 0 < number and head - count < number <= head + 1:
+            if number % count == index and number > 0 and head - count < number <= head + 1:
                 if end_ns > since_ns:
                     found.append(Row(number, start_ns, end_ns))
         found.sort()
@@ -203,13 +203,20 @@ class Recording:
         self.unreadable += len(again)
 
     def _batch(
-        self, at: int, form: Struct, first: int, many: int, make: Callable[[int, tuple[Any, ...]], _Made | None]
+        self,
+        at: int,
+        form: Struct,
+        first: int,
+        many: int,
+        make: Callable[[int, tuple[Any, ...]], _Made | None],
     ) -> tuple[list[_Made], list[int]]:
         """(what was made, indices of records that were being written)."""
         size = form.size
         made: list[tuple[int, int, _Made | None]] = []
         torn = []
-        for index, values in enumerate(form.iter_unpack(self._file.read(at + first * size, many * size)), first):
+        for index, values in enumerate(
+            form.iter_unpack(self._file.read(at + first * size, many * size)), first
+        ):
             if values[0] & 1:
                 torn.append(index)
                 continue
@@ -243,16 +250,17 @@ class Recording:
         name = self.about.metrics[metric]
         if name.kind != KINDS[kind] or at + size > self._fixed["heap_size"]:
             raise ValueError("of another kind, or its attributes are nowhere")
-        number, value = values[_S["number"]], None
+        number = values[_S["number"]]
+        value: int | float | Histogram | None = None
+        row_delta: int | float | HistogramCell | None = None
         real = number == layout.REAL
         if number not in (layout.UNKNOWN, layout.INTEGER, layout.REAL):
             raise ValueError("no such number")
         if number != layout.UNKNOWN:
-            value = (
-                self._histogram(values[_S["histogram"]])
-                if kind == ring.HISTOGRAM
-                else decode.number(values[_S["value"]], real)
-            )
+            if kind == ring.HISTOGRAM:
+                value, row_delta = self._histogram(values[_S["histogram"]])
+            else:
+                value = decode.number(values[_S["value"]], real)
         return SeriesEntry(
             slot=slot,
             sequence=values[0],
@@ -263,7 +271,7 @@ class Recording:
             overflow=bool(values[_S["overflow"]]),
             real=real,
             value=value,
-            row_delta=decode.number(values[_S["row_delta"]], real) if kind == ring.COUNTER else 0,
+            row_delta=decode.number(values[_S["row_delta"]], real) if kind == ring.COUNTER else row_delta,
             average=decode.finite(values[_S["average"]]) if values[_S["rates"]] else None,
             peak=decode.finite(values[_S["peak"]]) if values[_S["rates"]] else None,
             first_row=values[_S["first_row"]],
@@ -272,8 +280,8 @@ class Recording:
             time_ns=values[_S["time_ns"]],
         )
 
-    def _histogram(self, index: int) -> Histogram | None:
-        """A histogram, None where it does not stay whole long enough. Raises ValueError."""
+    def _histogram(self, index: int) -> tuple[Histogram | None, HistogramCell | None]:
+        """A histogram and what no row has of it yet; None where it is not whole. Raises ValueError."""
         if index >= self._fixed["histograms"]:
             raise ValueError("its histogram is nowhere")
         at = self._fixed["histograms_at"] + index * _HISTOGRAM.size
@@ -281,7 +289,7 @@ class Recording:
             values = _HISTOGRAM.unpack(self._file.read(at, _HISTOGRAM.size))
             if not values[0] & 1 and not self._changed(at, _HISTOGRAM.size, 0, values[0]):
                 return decode.histogram(values, _H)
-        return None
+        return None, None
 
     def _read_block(self, segment: int, kind: int, rows: Sequence[Row]) -> Block:
         """The cells of a segment in all of ``rows``, less those that were overwritten meanwhile."""

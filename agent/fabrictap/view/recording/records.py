@@ -51,7 +51,7 @@ Cell = CounterCell | GaugeCell | HistogramCell
 class SeriesEntry:
     """One series as its directory entry says it. ``value`` is None before there is one.
 
-    ``row_delta`` is the part of a counter's value that no row has yet. Cells of rows before ``first_row``
+    ``row_delta`` is the part of a counter's or histogram's value that no row has yet. Cells of rows before ``first_row``
     and, where it has ended, after ``last_row`` are not this series'. ``average`` and ``peak`` are rates of
     the last export interval, None where the metric has none.
     """
@@ -65,7 +65,7 @@ class SeriesEntry:
     overflow: bool
     real: bool
     value: int | float | Histogram | None
-    row_delta: int | float
+    row_delta: int | float | HistogramCell | None
     average: float | None
     peak: float | None
     first_row: int

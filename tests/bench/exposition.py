@@ -1,4 +1,4 @@
-"""A scrape of 5,000 series: the text from the ring against prometheus_client's, and the whole answer over HTTP."""
+"""A scrape of 5,000 series: the text from the ring against prometheus_client's, and the answer over HTTP."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ def _ours(table: SeriesTable) -> Callable[[], bytes]:
 
 def _peer() -> Callable[[], bytes] | None:
     try:
-        from prometheus_client import CollectorRegistry, Counter, generate_latest
+        from prometheus_client import CollectorRegistry, Counter, generate_latest  # noqa: PLC0415
     except ImportError:
         return None
     registry = CollectorRegistry()

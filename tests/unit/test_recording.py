@@ -358,7 +358,7 @@ def test_a_link_is_not_followed(path, tmp_path):
 
 def test_the_file_of_another_user_is_refused_unless_that_one_is_named(path):
     rings.make(path)
-    with pytest.raises(RecordingError, match="belongs to .+ only files of nobody|only files of"):
+    with pytest.raises(RecordingError, match="only files of"):
         Recording.open(path, owners={65534})
     Recording.open(path, owners={os.getuid()}).close()
 
@@ -448,6 +448,7 @@ def test_no_damage_does_more_than_an_error(template, path, seed, monkeypatch):
     }
     live = [at for structure, at, _ in fields if structure == "header" and at >= layout.CHECKED]
     outcomes = {"read": 0, "refused": 0}
+    messages = set()
     file = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
     os.pwrite(file, template, 0)
     began = time.monotonic()
@@ -477,8 +478,8 @@ def test_no_damage_does_more_than_an_error(template, path, seed, monkeypatch):
             _exercise(path)
             outcomes["read"] += 1
         except RecordingError as error:
-            assert str(error).startswith(path) and "\n" not in str(error)
             outcomes["refused"] += 1
+            messages.add(str(error))
         for at, old in reversed(undo):
             os.pwrite(file, old, at)
         if cut:
@@ -486,5 +487,6 @@ def test_no_damage_does_more_than_an_error(template, path, seed, monkeypatch):
             os.pwrite(file, template, 0)
     os.close(file)
     assert min(outcomes.values()) > 30, outcomes
+    assert all(message.startswith(path) and "\n" not in message for message in messages)
     assert time.monotonic() - began < 120
     _exercise(path)

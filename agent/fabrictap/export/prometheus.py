@@ -1,8 +1,8 @@
 """The ring's series as Prometheus text: names and families. The text itself is written by ext/exposition.pyx.
 
 Names follow the OpenTelemetry specification ("Prometheus and OpenMetrics Compatibility") as the Collector's
-exporter translates them, so that a dashboard works with either way: dots become underscores, the unit and, for
-counters, ``_total`` are appended. Rates of counters are gauges of their own.
+exporter translates them, so that a dashboard works with either way: dots become underscores, the unit and,
+for counters, ``_total`` are appended. Rates of counters are gauges of their own.
 
 Exponential histograms become classic ones with bounds that are powers of four: a bound of two to some power
 is a bucket's own at every scale from 0 on, at -1 so is every power of four; coarser buckets count below the

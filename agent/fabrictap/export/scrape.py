@@ -100,7 +100,7 @@ class _Connection:
 
 
 class Scrape:
-    """Listens at ``address`` from ``start`` to ``close``; ``body`` makes the answer, in the listener's thread."""
+    """Listens at ``address`` from ``start`` to ``close``; its thread calls ``body`` for each answer."""
 
     def __init__(self, address: Address, body: Callable[[], bytes]) -> None:
         """Raises ListenError."""

@@ -57,14 +57,14 @@ class History:
 
 
 def histories(recording: Recording, since: float | None, pattern: str | None) -> Iterator[list[History]]:
-    """The series of each metric whose name matches ``pattern``, for the last ``since`` seconds that are kept."""
+    """The series of each metric whose name matches ``pattern``, for the last ``since`` seconds of them."""
     for metric in recording.about.metrics:
         if pattern is not None and not fnmatch.fnmatchcase(metric.name, pattern):
             continue
         name = metric.name
         series, rows = _quiet(recording, lambda one, name=name: one.name == name)  # type: ignore[misc]
         if since is not None and rows:
-            after_ns = rows[-1].end_ns - since * 1e9
+            after_ns = rows[-1].end_ns - int(since * 1e9)
             rows = [row for row in rows if row.end_ns > after_ns]
         found = [History(one, rows, recording.cells(one, rows)) for one in series]
         if any(any(cell is not None for cell in history.cells) for history in found):
@@ -128,9 +128,9 @@ def _table(history: History) -> Iterator[str]:
                     ]
                 )
         elif isinstance(cell, HistogramCell):
-            if cell.count:
-                mean = amount(cell.sum / cell.count, unit)
-                rows.append([moment(row.end_ns, 3), f"{cell.count} values", f"mean {mean}", ""])
+            if cell.values:
+                mean = amount(cell.sum / cell.values, unit)
+                rows.append([moment(row.end_ns, 3), f"count {cell.values}", f"mean {mean}", ""])
         elif cell != before:
             spread = "" if cell.low == cell.high else f"{amount(cell.low, unit)} to {amount(cell.high, unit)}"
             rows.append([moment(row.end_ns, 3), amount(cell.last, unit), spread, ""])
@@ -155,7 +155,7 @@ def _values(row: Row, cell: Cell) -> dict[str, int | float | None]:
         }
     if isinstance(cell, GaugeCell):
         return {"last": cell.last, "min": cell.low, "max": cell.high}
-    return {"count": cell.count, "sum": cell.sum}
+    return {"count": cell.values, "sum": cell.sum}
 
 
 def _tree(history: History) -> dict[str, Any]:

@@ -37,8 +37,8 @@ def lines(about: About, group: Sequence[History]) -> Iterator[str]:
     if metric.rates:
         for what in ("average", "peak"):
             name = f"{metric.name}.rate.{what}"
-            points = [list(_rates(history, what)) for history in group]
-            shapes.append((name, f"{metric.unit}/s", f"Rate of {metric.name} in each tick: {what}", points))
+            rates = [list(_rates(history, what)) for history in group]
+            shapes.append((name, f"{metric.unit}/s", f"Rate of {metric.name} in each tick: {what}", rates))
     for name, unit, description, every in shapes:
         kind = "Gauge" if name != metric.name else metric.kind
         for points in _pieces(every):
@@ -94,7 +94,7 @@ def _points(history: History) -> Iterator[dict[str, Any]]:
                 "timeUnixNano": str(row.end_ns),
             }
             if isinstance(value, HistogramCell):
-                yield point | {"count": str(value.count), "sum": value.sum}
+                yield point | {"count": str(value.values), "sum": value.sum}
             else:
                 yield point | _number(value)
         return
@@ -142,7 +142,7 @@ def _cumulative(history: History) -> Iterator[tuple[Row, int, Amount]]:
 def _at_the_last_row(series: SeriesEntry) -> Amount | None:
     value, rest = series.value, series.row_delta
     if isinstance(value, Histogram) and isinstance(rest, HistogramCell):
-        return HistogramCell(value.count - rest.count, value.sum - rest.sum)
+        return HistogramCell(value.count - rest.values, value.sum - rest.sum)
     if isinstance(value, (int, float)) and isinstance(rest, (int, float)):
         return value - rest
     return None
@@ -157,7 +157,7 @@ def _part(cell: Cell) -> Amount:
 def _sum(one: Amount, other: Amount, sign: int) -> Amount:
     """``one`` plus or minus ``other``, which is of the same kind."""
     if isinstance(one, HistogramCell) and isinstance(other, HistogramCell):
-        return HistogramCell(one.count + sign * other.count, one.sum + sign * other.sum)
+        return HistogramCell(one.values + sign * other.values, one.sum + sign * other.sum)
     if isinstance(one, HistogramCell) or isinstance(other, HistogramCell):
         raise TypeError("a histogram and a number")
     return one + sign * other

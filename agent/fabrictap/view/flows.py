@@ -208,11 +208,19 @@ def _fit(shown: Sequence[_Column], rows: list[list[str]], room: int) -> list[lis
         widths[max(loose, key=lambda index: widths[index] - (shown[index].least or 0))] -= 1
     return [
         [
-            text.clip(cell, wide) if column.least is not None else cell
+            _clip(cell, wide, column) if column.least is not None else cell
             for cell, wide, column in zip(row, widths, shown, strict=True)
         ]
         for row in rows
     ]
+
+
+def _clip(cell: str, wide: int, column: _Column) -> str:
+    """Of a peer, the number is never what is cut."""
+    if column.head != "PEER":
+        return text.clip(cell, wide)
+    head, slash, number = cell.rpartition("/")
+    return text.clip(head, wide - len(slash + number)) + slash + number
 
 
 def _operations(one: Connection) -> list[str]:

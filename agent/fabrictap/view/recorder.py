@@ -105,7 +105,7 @@ def events(recording: Recording, since: float | None, *, as_json: bool) -> int:
     rows = recording.rows()
     if since is not None:
         last_ns = max([event.time_ns for event in found[-1:]] + [row.end_ns for row in rows[-1:]], default=0)
-        found = [event for event in found if event.time_ns > last_ns - since * 1e9]
+        found = [event for event in found if event.time_ns > last_ns - int(since * 1e9)]
     for event in found:
         if as_json:
             print(json.dumps(_event_tree(event)))
@@ -130,7 +130,8 @@ def _event_line(event: Event) -> str:
         parts.append(str(event.value))
     if event.text:
         parts.append(plain(event.text))
-    return f"{moment(event.time_ns, 3)}  {_severity(event.severity):<7}  {plain(event.name)}  {' '.join(parts)}".rstrip()
+    when, severity = moment(event.time_ns, 3), _severity(event.severity)
+    return f"{when}  {severity:<7}  {plain(event.name)}  {' '.join(parts)}".rstrip()
 
 
 def _event_tree(event: Event) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""Text for people: amounts with their units, times, columns; nothing that a process could put on a terminal."""
+"""Text for people: amounts with their units, times, columns; what could harm a terminal is escaped."""
 
 from __future__ import annotations
 

@@ -103,15 +103,13 @@ class Recording:
     def rows(self, since_ns: int = 0) -> list[Row]:
         """The whole rows that ended after ``since_ns``, oldest first."""
         count, at = self._fixed["rows"], self._fixed["rows_at"]
-        head = self.head
+        table = self._file.read(at, count * _ROW.size)
+        head = self.head  # after the table; a row is whole a moment before it is the head
         found = []
-        for index, (number, start_ns, end_ns, _) in enumerate(
-            _ROW.iter_unpack(self._file.read(at, count * _ROW.size))
-        ):
-            # One more than the head may be whole by now.
-            if number % count == index and number > 0 and head - count < number <= head + 1:
-                if end_ns > since_ns:
-                    found.append(Row(number, start_ns, end_ns))
+        for index, (number, start_ns, end_ns, _) in enumerate(_ROW.iter_unpack(table)):
+            kept = max(0, head - count) < number <= head + 1
+            if kept and number % count == index and end_ns > since_ns:
+                found.append(Row(number, start_ns, end_ns))
         found.sort()
         return found
 

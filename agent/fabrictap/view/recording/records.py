@@ -38,9 +38,9 @@ class GaugeCell(NamedTuple):
 
 
 class HistogramCell(NamedTuple):
-    """What the tick added."""
+    """What the tick added: how many values, and their sum."""
 
-    count: int
+    values: int
     sum: float
 
 
@@ -51,9 +51,9 @@ Cell = CounterCell | GaugeCell | HistogramCell
 class SeriesEntry:
     """One series as its directory entry says it. ``value`` is None before there is one.
 
-    ``row_delta`` is the part of a counter's or histogram's value that no row has yet. Cells of rows before ``first_row``
-    and, where it has ended, after ``last_row`` are not this series'. ``average`` and ``peak`` are rates of
-    the last export interval, None where the metric has none.
+    ``row_delta`` is the part of a counter's or histogram's value that no row has yet. Cells of rows before
+    ``first_row`` and, where it has ended, after ``last_row`` are not this series'. ``average`` and ``peak``
+    are rates of the last export interval, None where the metric has none.
     """
 
     slot: int
@@ -135,7 +135,8 @@ class Event:
 class Life:
     """Whether the writer of a recording is there.
 
-    ``state``: running; stalled (it is there and has not ticked for a while); ended (in order); died. ``age`` is the seconds since the last tick, None before the first.
+    ``state``: running; stalled (it is there and has not ticked for a while); ended (in order); died.
+    ``age`` is the seconds since the last tick, None before the first.
     """
 
     state: str

@@ -121,9 +121,13 @@ def extension(name: str, libraries: list[str]) -> Extension:
         [f"ext/{name}.pyx"],
         include_dirs=["ext", "probes/include"],
         depends=[
-            "ext/fold.h", "ext/layout.h", "ext/libbpf_log.h", "ext/ring.h", "ext/ring.pxd",
+            "ext/fold.h",
+            "ext/layout.h",
+            "ext/libbpf_log.h",
+            "ext/ring.h",
+            "ext/ring.pxd",
             "probes/include/records.h",
-        ],  # fmt: skip
+        ],
         libraries=libraries,
         extra_compile_args=["-O2", "-Wall", "-Wno-unused-function", "-D_GNU_SOURCE"],
     )

@@ -214,7 +214,7 @@ while True:
         old = counters.pop(0)
         table.end(old)
         table.remove(old, time.time_ns())
-        counters.append(table.series(catalog.VERBS_IO, {"n": 1000 + tick}, 1))
+        counters.append(table.series(catalog.VERBS_IO, {"n": 1000 + tick}, time.time_ns()))
         counters[-1].add(tick, tick)
     ring.tick(time.time_ns())
 """

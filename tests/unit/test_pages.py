@@ -65,7 +65,9 @@ def test_the_rings_page_has_the_layout_as_it_is():
         assert f"\n{layout.SIZES[structure]} bytes.\n" in section, structure
         documented = {}
         for line in section.splitlines():
-            if match := re.match(r"\| (\d+) \| (\d+) \| `(\w+)` \| (?:(\d+) x )?(\w+|8 bytes) \| .*\|$", line):
+            if match := re.match(
+                r"\| (\d+) \| (\d+) \| `(\w+)` \| (?:(\d+) x )?(\w+|8 bytes) \| .*\|$", line
+            ):
                 offset, size, name, many, type_ = match.groups()
                 form = {"8 bytes": "q", "bytes": f"{size}s"}.get(type_) or f"{many or ''}{types[type_]}"
                 assert struct.calcsize("=" + form) == int(size), line

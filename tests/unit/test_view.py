@@ -98,7 +98,7 @@ def test_flows_fits_into_the_terminal(path, columns):
     assert len(lines) == 4
     assert max(map(len, lines)) <= columns
     assert all(line.rstrip() == line for line in lines)
-    assert ("COVERAGE" in lines[0]) == (columns >= 120)
+    assert ("COVERAGE" in lines[0]) == (columns >= 100)
     assert all("/99" in line for line in (lines[1], lines[3]))
 
 

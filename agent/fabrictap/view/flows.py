@@ -25,6 +25,8 @@ _SORTS: dict[str, Callable[[Connection], Any]] = {
     "peer": lambda one: (one.peer_gid or "", one.peer_qpn or 0),
 }
 SORTS = tuple(_SORTS)
+#: Letters beyond its least that leave a text readable.
+_READABLE = 6
 _CLEAR = "\x1b[H\x1b[J"
 
 
@@ -113,7 +115,8 @@ def lines(
                 more = [one for one in _COLUMNS if one in shown or one is column]
                 if column.head == "LOCAL":
                     more = [one for one in more if one.head != "QPN"]
-                if _width(_rows(more, connections, now_ns)) <= room:
+                # To know how far the figures can be believed is worth some letters of a name.
+                if _width(_rows(more, connections, now_ns), more if column.rank == 1 else ()) <= room:
                     shown = more
         rows = _fit(shown, _rows(shown, connections, now_ns), room)
     right = [index for index, column in enumerate(shown) if column.right]
@@ -194,8 +197,13 @@ def _rows(shown: Sequence[_Column], connections: Sequence[Connection], now_ns: i
     ]
 
 
-def _width(rows: Sequence[Sequence[str]]) -> int:
-    return sum(max(map(text.width, column)) + 2 for column in zip(*rows, strict=True)) - 2
+def _width(rows: Sequence[Sequence[str]], cut: Sequence[_Column] = ()) -> int:
+    """Columns that the table takes; where the texts of ``cut`` may be cut, but not to the shortest."""
+    widths = [max(map(text.width, column)) for column in zip(*rows, strict=True)]
+    for index, column in enumerate(cut):
+        if column.least is not None:
+            widths[index] = min(widths[index], column.least + _READABLE)
+    return sum(widths) + (1 if cut else 2) * (len(widths) - 1)
 
 
 def _fit(shown: Sequence[_Column], rows: list[list[str]], room: int) -> list[list[str]]:

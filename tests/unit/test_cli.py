@@ -18,7 +18,7 @@ from otlp_json import Reader
 from otlp_receiver import free_port
 from support import eventually
 
-COMMANDS = ("run", "check-config", "doctor", "catalog", "version")
+COMMANDS = ("run", "check-config", "doctor", "flows", "snapshot", "recorder", "catalog", "version")
 SOURCES = ("infiniband", "verbs", "rdma_netlink")
 NO_UPLINK = ("export.otlp.metrics.enabled=false", "export.otlp.traces.enabled=false")
 

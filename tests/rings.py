@@ -13,7 +13,6 @@ from fabrictap import ringfile
 from fabrictap.ext import layout
 from fabrictap.ext.ring import Ring
 from fabrictap.ledger import names
-from fabrictap.ledger.flows import INBOUND
 from fabrictap.series import SeriesTable
 
 OPERATIONS, COVERAGES = names.OPERATIONS, names.COVERAGES
@@ -32,7 +31,6 @@ def make(
     """(ring, table) of a new file at ``path``."""
     descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o640)
     fcntl.flock(descriptor, fcntl.LOCK_EX)
-    inbound = sum(1 << OPERATIONS.index(name) for name in INBOUND)
     memory = Ring(
         descriptor,
         series=series,
@@ -42,7 +40,7 @@ def make(
         events=events,
         grace_ns=grace_ns,
         now_ns=time.time_ns() if now_ns is None else now_ns,
-        inbound=inbound,
+        **ringfile.directions(OPERATIONS),
         about_size=1 << 16,
         path=str(path),
     )

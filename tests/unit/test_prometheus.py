@@ -102,8 +102,8 @@ def test_values_rates_and_what_is_not_known():
 )
 def test_numbers_are_written_so_that_they_are_read_back_the_same(value, written):
     text = Text()
-    text.table.series(catalog.SOURCE_DURATION, {}, 0).set(value, 1)
-    assert text.samples() == {"fabrictap_source_sample_duration_seconds": written}
+    text.table.series(catalog.SAMPLE_INTERVAL, {}, 0).set(value, 1)
+    assert text.samples() == {"fabrictap_source_fast_interval_seconds": written}
     assert math.isnan(value) or float(written) == value
 
 

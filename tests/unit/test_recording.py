@@ -42,7 +42,7 @@ def test_what_is_read_is_what_was_written(path):
     ring, table = rings.make(path, now_ns=100 * S)
     io = table.series(catalog.NETWORK_IO, PORT, 100 * S)
     up = table.series(catalog.NETWORK_UP, PORT, 100 * S)
-    duration = table.series(catalog.SOURCE_DURATION, {"fabrictap.source": "verbs"}, 100 * S)
+    duration = table.series(catalog.SAMPLE_INTERVAL, {"fabrictap.source": "verbs"}, 100 * S)
     sizes = table.series(catalog.VERBS_MESSAGE_SIZE, {"rdma.qp.number": 17}, 100 * S)
     ring.tick(101 * S)
     io.observe(1000, 101 * S)
@@ -63,11 +63,11 @@ def test_what_is_read_is_what_was_written(path):
         assert recording.rows(101 * S) == rows[1:]
         assert cells(recording, catalog.NETWORK_IO) == [CounterCell(0, 0.0), CounterCell(500, 1000.0)]
         assert cells(recording, catalog.NETWORK_UP) == [None, GaugeCell(1, 1, 1)]
-        assert cells(recording, catalog.SOURCE_DURATION) == [None, GaugeCell(0.25, 0.25, 0.5)]
+        assert cells(recording, catalog.SAMPLE_INTERVAL) == [None, GaugeCell(0.25, 0.25, 0.5)]
         assert cells(recording, catalog.VERBS_MESSAGE_SIZE) == [HistogramCell(0, 0), HistogramCell(1, 4096)]
         counter = one(recording, catalog.NETWORK_IO)
         assert (counter.value, counter.row_delta, counter.attributes) == (1600, 100, PORT)
-        assert one(recording, catalog.SOURCE_DURATION).value == 0.25
+        assert one(recording, catalog.SAMPLE_INTERVAL).value == 0.25
         histogram = one(recording, catalog.VERBS_MESSAGE_SIZE).value
         assert isinstance(histogram, Histogram)
         assert (histogram.count, histogram.sum, sum(histogram.buckets)) == (1, 4096, 1)
@@ -200,7 +200,7 @@ import rings
 from fabrictap import catalog
 ring, table = rings.make(sys.argv[1], rows=32, series=256)
 counters = [table.series(catalog.VERBS_IO, {"n": n}, 1) for n in range(200)]
-gauges = [table.series(catalog.SOURCE_DURATION, {"n": n}, 1) for n in range(50)]
+gauges = [table.series(catalog.SAMPLE_INTERVAL, {"n": n}, 1) for n in range(50)]
 print("ready", flush=True)
 tick = 0
 while True:
@@ -257,7 +257,7 @@ def _is_consistent(recording, least):
             if cell is not None and not (row.number == entry.last_row and cell.delta == 0):
                 assert cell.delta == row.number, (entry, row)
                 told += 1
-    for entry in recording.series(lambda metric: metric.name == catalog.SOURCE_DURATION.name):
+    for entry in recording.series(lambda metric: metric.name == catalog.SAMPLE_INTERVAL.name):
         for row, cell in zip(rows, recording.cells(entry, rows), strict=True):
             assert cell is None or cell.last == cell.high == row.number
     for event in recording.events():
@@ -402,7 +402,7 @@ def template(tmp_path_factory):
     ring, table = rings.make(path, series=8, rows=8, connections=4, events=4, now_ns=0)
     for number in range(3):
         table.series(catalog.NETWORK_IO, {"hw.id": f"mlx5_{number}/1"}, 0).add(number, 1)
-        table.series(catalog.SOURCE_DURATION, {"n": number}, 0).set(0.5, 1)
+        table.series(catalog.SAMPLE_INTERVAL, {"n": number}, 0).set(0.5, 1)
         table.series(catalog.VERBS_MESSAGE_SIZE, {"n": number}, 0).record(64, 1)
     for tick in range(1, 12):
         ring.tick(tick * S)
@@ -490,3 +490,15 @@ def test_no_damage_does_more_than_an_error(template, path, seed, monkeypatch):
     assert all(message.startswith(path) and "\n" not in message for message in messages)
     assert time.monotonic() - began < 120
     _exercise(path)
+
+
+def test_rates_of_connections_are_of_what_moves(path):
+    ring, _ = rings.make(path, now_ns=0)
+    rings.put_connection(
+        path, 0, posted={"send": (1, 100), "rdma_read": (1, 30), "recv": (1, 10**6), "bind_mw": (1, 10**6)}
+    )
+    ring.tick(2 * S)
+    with Recording.open(path) as recording:
+        (connection,) = recording.connections()
+    assert (connection.in_rate, connection.out_rate) == (15.0, 50.0)
+    assert (connection.in_bytes, connection.out_bytes) == (30, 100)

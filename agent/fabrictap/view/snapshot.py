@@ -12,7 +12,7 @@ from typing import Any
 from fabrictap import catalog
 from fabrictap.catalog import Metric
 from fabrictap.view import flows, text
-from fabrictap.view.recording import Connection, CounterCell, Life, Recording, SeriesEntry
+from fabrictap.view.recording import Connection, CounterCell, HistogramCell, Life, Recording, Row, SeriesEntry
 from fabrictap.view.text import UNKNOWN, amount, duration, moment, plain
 
 _TOP = 10
@@ -39,6 +39,7 @@ class _Now:
 def take(recording: Recording) -> dict[str, Any]:
     """The picture, for programs: bytes, bytes per second, seconds; null is not known."""
     now = list(_now(recording))
+    durations = dict(_durations(recording))
     connections = recording.connections()
     life = recording.alive()
     live = [one for one in connections if not one.ended]
@@ -55,7 +56,7 @@ def take(recording: Recording) -> dict[str, Any]:
         },
         "memory": _memory(now),
         "losses": _losses(now),
-        "sources": _sources(now),
+        "sources": _sources(now, durations),
         "unreadable": recording.unreadable,
     }
 
@@ -74,9 +75,7 @@ def main(open_recording: Callable[[], Recording], *, as_json: bool) -> int:
 
 
 def _now(recording: Recording) -> Iterable[_Now]:
-    rows = recording.rows()
-    if rows:
-        rows = [row for row in rows if row.end_ns > rows[-1].end_ns - _PEAK_SECONDS * 10**9]
+    rows = _last_minute(recording.rows())
     for series in recording.series(lambda metric: metric.kind != "Histogram"):
         if series.ended:
             continue
@@ -87,6 +86,10 @@ def _now(recording: Recording) -> Iterable[_Now]:
         if isinstance(last, CounterCell) and rows[-1].seconds:
             rate = last.delta / rows[-1].seconds
         yield _Now(series, rate, max((cell.peak for cell in counted), default=None))
+
+
+def _last_minute(rows: list[Row]) -> list[Row]:
+    return [row for row in rows if row.end_ns > rows[-1].end_ns - _PEAK_SECONDS * 10**9]
 
 
 def _of(now: Iterable[_Now], *metrics: Metric) -> Iterable[_Now]:
@@ -211,16 +214,26 @@ def _losses(now: list[_Now]) -> list[dict[str, Any]]:
     ]
 
 
-def _sources(now: list[_Now]) -> list[dict[str, Any]]:
-    sources: dict[str, dict[str, Any]] = {}
-    for one in _of(now, catalog.SOURCE_UP, catalog.SOURCE_DURATION):
-        name = one.attribute("fabrictap.source")
-        source = sources.setdefault(name, {"source": name, "up": None, "sample_seconds": None})
-        if one.series.metric.name == catalog.SOURCE_UP.name:
-            source["up"] = bool(one.series.value)
-        else:
-            source["sample_seconds"] = one.series.value
-    return [sources[name] for name in sorted(sources)]
+def _durations(recording: Recording) -> Iterable[tuple[str, float]]:
+    """Source -> seconds that a sample took in the last minute, on average."""
+    rows = _last_minute(recording.rows())
+    for series in recording.series(lambda metric: metric.name == catalog.SOURCE_DURATION.name):
+        cells = [cell for cell in recording.cells(series, rows) if isinstance(cell, HistogramCell)]
+        if count := sum(cell.values for cell in cells):
+            yield str(series.attributes.get("fabrictap.source")), sum(cell.sum for cell in cells) / count
+
+
+def _sources(now: list[_Now], durations: Mapping[str, float]) -> list[dict[str, Any]]:
+    sources = [
+        {
+            "source": name,
+            "up": bool(one.series.value),
+            "sample_seconds": durations.get(name),
+        }
+        for one in _of(now, catalog.SOURCE_UP)
+        for name in (one.attribute("fabrictap.source"),)
+    ]
+    return sorted(sources, key=lambda source: str(source["source"]))
 
 
 # --- for people -----------------------------------------------------------------------------------
@@ -335,7 +348,7 @@ def _source_lines(sources: list[dict[str, Any]]) -> list[str]:
         [
             plain(source["source"]),
             {True: "up", False: "DOWN", None: UNKNOWN}[source["up"]],
-            f"last sample {duration(source['sample_seconds'])}",
+            f"a sample takes {duration(source['sample_seconds'])}",
         ]
         for source in sources
     ]

@@ -14,28 +14,13 @@ import time
 import pytest
 
 import rings
+from command import fabrictap
 from fabrictap import catalog, cli
 from fabrictap.view import flows, text
 from rings import S
 
 GID = bytes.fromhex("fe80000000000000506b4b0300a1b2c3")
 PORT = {"hw.id": "mlx5_0/1", "hw.name": "ib0"}
-
-
-def fabrictap(*arguments, code=0, **environment):
-    mine = {name: value for name, value in os.environ.items() if not name.startswith(("FABRICTAP_", "OTEL_"))}
-    mine.pop("COLUMNS", None)
-    done = subprocess.run(
-        [sys.executable, "-m", "fabrictap", *map(str, arguments)],
-        capture_output=True,
-        text=True,
-        timeout=60,
-        env=mine | environment,
-        check=False,
-    )
-    assert "Traceback" not in done.stderr, done.stderr
-    assert done.returncode == code, done
-    return done
 
 
 @pytest.fixture

@@ -138,7 +138,9 @@ def _parser() -> argparse.ArgumentParser:
         ("coverage", "exact, since or control_only"),
     ):
         flows.add_argument(f"--{name}", metavar="PATTERN", help=f"{what}, a shell pattern")
-    flows.add_argument("--sort", choices=_SORTS, default="rate", help=f"by {', '.join(_SORTS)}")
+    flows.add_argument(
+        "--sort", metavar="KEY", choices=_SORTS, default="rate", help=f"by {', '.join(_SORTS)}"
+    )
     flows.add_argument("-v", "--operations", action="store_true", help="also what was posted, by opcode")
     flows.add_argument(
         "--watch", nargs="?", const="1s", metavar="TIME", help="again every TIME (1s) until interrupted"

@@ -7,7 +7,7 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
-from bench import agent, counters, export, fold, infiniband, ringbuffer, uprobe
+from bench import agent, counters, export, exposition, fold, infiniband, ringbuffer, uprobe
 from bench.result import Result, table, write
 
 PARTS: dict[str, Callable[[], list[Result]]] = {
@@ -17,6 +17,7 @@ PARTS: dict[str, Callable[[], list[Result]]] = {
     "ringbuffer": ringbuffer.measure,
     "fold": fold.measure,
     "export": export.measure,
+    "exposition": exposition.measure,
     "agent": agent.measure,
     "growth": agent.measure_growth,
 }

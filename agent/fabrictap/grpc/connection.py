@@ -34,6 +34,9 @@ _HEADERS_LIMIT = 1 << 15
 #: What a server may send in a call beyond the answer itself: acknowledgements, pings, headers.
 _OVERHEAD = 1 << 20
 
+#: What a frame counts for besides its bytes: small ones cost time rather than memory.
+_FRAME_COST = 512
+
 #: Given to the socket at once.
 _SEND_SIZE = 1 << 17
 
@@ -102,7 +105,7 @@ class Connection:
         Raises ConnectionLostError, Failure (the answer is too long), TimedOutError, InterruptedCallError.
         """
         self._response = Response(limit)
-        self._budget = untouched = limit + _OVERHEAD
+        self._budget = untouched = limit + _OVERHEAD + len(message) // 8
         try:
             self._begin(headers)
             self._transfer(memoryview(message), deadline)
@@ -201,9 +204,7 @@ class Connection:
             return False
         if not data:
             raise ConnectionLostError(self._farewell())
-        self._budget -= len(data)
-        if self._budget < 0:
-            raise ConnectionLostError("the server sends far more than an answer")
+        self._spend(len(data))
         self._incoming += data
         while (frame := self._take_frame()) is not None:
             if frame[3] == _GOAWAY:
@@ -211,6 +212,11 @@ class Connection:
             else:
                 self._feed(frame)
         return True
+
+    def _spend(self, cost: int) -> None:
+        self._budget -= cost
+        if self._budget < 0:
+            raise ConnectionLostError("the server sends far more than an answer")
 
     def _take_frame(self) -> bytes | None:
         if len(self._incoming) < _FRAME_HEADER:
@@ -224,6 +230,7 @@ class Connection:
         end = _FRAME_HEADER + size
         if len(self._incoming) < end:
             return None
+        self._spend(_FRAME_COST)
         frame = bytes(self._incoming[:end])
         del self._incoming[:end]
         return frame

@@ -51,7 +51,10 @@ def parse(text: str) -> Target:
 
 def _place(part: str, text: str) -> tuple[str, int]:
     """Host and port of ``host``, ``host:port``, ``[v6]``, ``[v6]:port`` and a bare IPv6 address."""
-    found = re.fullmatch(r"\[([^\[\]]+)\](?::(\d{1,5}))?|([^:\[\]/]+)(?::(\d{1,5}))?|([0-9a-fA-F:.]+)", part)
+    found = re.fullmatch(
+        r"\[([^\[\]]+)\](?::(\d{1,5}))?|([^:\[\]/]+)(?::(\d{1,5}))?|([\da-fA-F.]*:[\da-fA-F.]*:[\da-fA-F:.]*)",
+        part,
+    )
     if found is None:
         raise ValueError(f"{text!r} is not host:port")
     host = found[1] or found[3] or found[5]

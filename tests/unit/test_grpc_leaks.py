@@ -83,7 +83,9 @@ def test_a_hundred_connections_keep_nothing(scripted, channel_to):
     assert grown < 200_000
 
 
-def test_the_client_imports_neither_grpcio_nor_without_need_openssl():
-    code = "import sys, fabrictap.export.uplink; print([m for m in ('grpc', 'ssl') if m in sys.modules])"
+def test_the_exporter_imports_only_what_every_node_needs():
+    """Not grpcio at all, OpenSSL for a secure endpoint, the SDK's spans at the first span."""
+    unwanted = ("grpc", "ssl", "opentelemetry.sdk.trace", "opentelemetry.exporter")
+    code = f"import sys, fabrictap.export.exporter; print([m for m in {unwanted} if m in sys.modules])"
     ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert ran.stdout == "[]\n"

@@ -196,3 +196,15 @@ def test_what_was_exported_and_failed_is_told_in_the_catalogs_words(receiver, up
         ("otel.sdk.exporter.metric_data_point.exported", who | {"error.type": "INTERNAL"}, 2),
     ]
     assert [name for name, _, _ in counts[2:]] == ["otel.sdk.exporter.span.exported"]
+
+
+def test_what_the_receiver_says_stands_on_one_line_of_the_log(receiver, uplink_to, caplog):
+    receiver.answers = [(grpc.StatusCode.INVALID_ARGUMENT, None)]
+    receiver.says = "no\nFORGED line \x1b[31m" + "x" * 1000
+    uplink = uplink_to(receiver.port)
+    put(uplink, b"a")
+    assert uplink.flush(10)
+    (record,) = caplog.records
+    assert "INVALID_ARGUMENT: no FORGED line  [31mxxx" in record.message
+    assert record.message.isprintable()
+    assert len(record.message) < 500

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import base64
 import math
+import re
 import zlib
 from collections.abc import Iterable, Sequence
 
@@ -167,8 +168,12 @@ def _text(headers: Iterable[tuple[bytes, bytes]]) -> list[tuple[str, str]]:
 
 
 def check_metadata(metadata: Sequence[tuple[str, str | bytes]]) -> Metadata:
-    """Raises ValueError for a value of the wrong type for its key."""
+    """Raises ValueError for what cannot be sent, without the value, which may be a secret."""
     for key, value in metadata:
+        if not re.fullmatch(r"[0-9a-z_.-]+", key) or key.startswith("grpc-"):
+            raise ValueError(f"metadata {key!r}: not a name that gRPC can send")
         if isinstance(value, bytes) != key.endswith("-bin"):
             raise ValueError(f"metadata {key!r}: bytes belong to keys that end in -bin, and only they")
+        if isinstance(value, str) and not re.fullmatch(r"[\x20-\x7e]*", value):
+            raise ValueError(f"metadata {key!r}: the value has characters other than printable ASCII")
     return tuple(metadata)

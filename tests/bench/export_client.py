@@ -1,8 +1,8 @@
 """One way to export the same series over OTLP/gRPC, in a process of its own. See bench/export.py.
 
-``export_client.py WAY SERIES ENDPOINT COMPRESSION`` with WAY one of ours, sdk, bytes, client. For each line on
-stdin every series gets a new value and is exported; the answer is a line of JSON: milliseconds of CPU of all
-threads for the export (``export``) and for setting the values before it (``set``; part of the export with
+``export_client.py WAY SERIES ENDPOINT COMPRESSION`` with WAY one of ours, sdk, bytes, client. For each line
+on stdin every series gets a new value and is exported; the answer is a line of JSON: milliseconds of CPU of
+all threads for the export (``export``) and for setting the values before it (``set``; part of the export with
 the SDK, which asks for the values while it collects).
 """
 

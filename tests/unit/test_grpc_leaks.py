@@ -3,13 +3,19 @@
 import gc
 import subprocess
 import sys
+import threading
 import tracemalloc
 from pathlib import Path
 
-from fabrictap.grpc.client import Channel
-from grpc_servers import METHOD, failure_of
+import grpc
 
-pytest_plugins = ["grpc_fixtures"]
+from fabrictap.grpc import tls
+from fabrictap.grpc.client import Channel
+from fabrictap.grpc.status import Code
+from grpc_servers import METHOD, failure_of
+from support import eventually
+
+pytest_plugins = ["grpc_fixtures", "pki"]
 
 
 def descriptors():
@@ -81,6 +87,31 @@ def test_a_hundred_connections_keep_nothing(scripted, channel_to):
     assert server.accepted == 3 * (1 + 10 + 1 + 100)
     assert descriptors() <= before + 1  # the server's last thread may not be done yet
     assert grown < 200_000
+
+
+def test_tls_connections_and_calls_that_are_cut_short_keep_nothing(pki, echo, channel_to):
+    pair = ((pki / "a-server.key").read_bytes(), (pki / "a-server.pem").read_bytes())
+    server = echo("localhost:0", grpc.ssl_server_credentials([pair]))
+    never = threading.Event()
+
+    def behave(context, body):
+        if body == b"slow":
+            never.wait(0.05)
+
+    server.behave = behave
+
+    def act():
+        with Channel(f"localhost:{server.port}", tls.context(str(pki / "a.pem"))) as channel:
+            assert channel.call(METHOD, b"a", 5.0) == b"a"
+            assert failure_of(channel, b"slow", 0.01).code is Code.DEADLINE_EXCEEDED
+            assert channel.call(METHOD, b"b", 5.0) == b"b"
+
+    act()
+    before, threads = descriptors(), threading.active_count()
+    grown = growth(act, 30)
+    eventually(lambda: descriptors() <= before, "the server has closed its ends as well")
+    eventually(lambda: threading.active_count() <= threads + 4, "look-ups and the server's pool are all")
+    assert grown < 100_000
 
 
 def test_the_exporter_imports_only_what_every_node_needs():

@@ -82,8 +82,9 @@ class Channel:
                     metadata=checked,
                 )
                 return self._call(headers, packed, deadline)
-        except TimedOutError:
-            raise Failure(Code.DEADLINE_EXCEEDED, f"no answer within {timeout:g} s") from None
+        except TimedOutError as error:
+            what = str(error) or "no answer"
+            raise Failure(Code.DEADLINE_EXCEEDED, f"{what} within {timeout:g} s") from None
         except InterruptedCallError:
             raise Failure(Code.CANCELLED, "the channel was closed") from None
         except ConnectionLostError as lost:
@@ -129,9 +130,11 @@ class Channel:
 
     def _exchange(self, headers: list[tuple[str, str]], packed: bytes, deadline: Deadline) -> bytes:
         if self._connection is None:
-            self._connection = Connection(
-                connect(self._resolver, self._tls, self._target.host, deadline, self._interrupt)
-            )
+            try:
+                transport = connect(self._resolver, self._tls, self._target.host, deadline, self._interrupt)
+            except TimedOutError:
+                raise TimedOutError("no connection") from None
+            self._connection = Connection(transport)
         try:
             response = self._connection.exchange(headers, packed, deadline, self._max_response)
         except BaseException:

@@ -9,6 +9,9 @@ import threading
 import time
 from collections.abc import Callable
 
+#: Milliseconds that fit into poll(2)'s int: 24 days.
+_LONGEST_POLL = (1 << 31) - 1
+
 
 class TimedOutError(Exception):
     """The call's deadline has passed."""
@@ -79,7 +82,7 @@ class Interrupt:
         poll = select.poll()
         poll.register(self._eventfd, select.POLLIN)
         poll.register(descriptor, events)
-        ready = poll.poll(math.ceil(deadline.left() * 1000))
+        ready = poll.poll(min(math.ceil(deadline.left() * 1000), _LONGEST_POLL))
         self.check()
         if not ready:
             raise TimedOutError

@@ -107,7 +107,7 @@ def extension(name: str, libraries: list[str]) -> Extension:
         f"fabrictap.ext.{name}",
         [f"ext/{name}.pyx"],
         include_dirs=["ext", "probes/include"],
-        depends=["ext/fold.h", "ext/libbpf_log.h", "probes/include/records.h"],
+        depends=["ext/dcgm_abi.h", "ext/fold.h", "ext/libbpf_log.h", "probes/include/records.h"],
         libraries=libraries,
         extra_compile_args=["-O2", "-Wall", "-Wno-unused-function", "-D_GNU_SOURCE"],
     )
@@ -115,7 +115,12 @@ def extension(name: str, libraries: list[str]) -> Extension:
 
 setup(
     ext_modules=cythonize(
-        [extension("bpf", ["elf", "z"]), extension("records", []), extension("counters", [])],
+        [
+            extension("bpf", ["elf", "z"]),
+            extension("records", []),
+            extension("counters", []),
+            extension("dcgm", ["dl"]),
+        ],
         include_path=["ext"],
         build_dir="build/cython",
         language_level=3,

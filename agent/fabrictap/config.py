@@ -93,6 +93,8 @@ class Limits(Section):
     memory_regions: int = 65536
     contexts: int = 4096
     processes: int = 4096
+    #: GPUs and MIG instances together.
+    gpus: int = 128
     finished_spans: int = 4096
 
 

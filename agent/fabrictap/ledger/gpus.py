@@ -11,7 +11,7 @@ class Link:
     """One NVLink. What is at the other end is None where the driver does not say.
 
     ``remote_type``: gpu, switch, npu or unknown. ``remote_pci``: PCI address as sysfs writes it.
-    ``remote_gpu``: hw.id where the other end is a GPU of this node. ``speed``: bytes per second and direction.
+    ``remote_gpu``: hw.id where the other end is a GPU of this node. ``speed``: bytes per second, each way.
     """
 
     number: int
@@ -37,8 +37,8 @@ class MigDevice:
 class Gpu:
     """One GPU. ``id``: GPU-<uuid>; ``pci``: PCI address as sysfs writes it, 0000:1b:00.0.
 
-    ``rdma``: RDMA devices nearest by PCI, and ``rdma_distance`` how near: switch (below the same PCIe switch),
-    host_bridge (the same root complex), numa (the same NUMA node), system; None where there are none.
+    ``rdma``: RDMA devices nearest by PCI, and ``rdma_distance`` how near: switch (below the same PCIe
+    switch), host_bridge (the same root complex), numa (the same NUMA node), system; None where there is none.
     """
 
     id: str

@@ -107,7 +107,7 @@ class Offer:
 
 @dataclass(slots=True)
 class Providers:
-    """All offers. At most ``capacity`` figures: offers for more are never chosen, and counted in ``dropped``."""
+    """All offers, of at most ``capacity`` figures; those of others are never chosen, and are ``dropped``."""
 
     capacity: int
     dropped: int = 0

@@ -78,10 +78,28 @@ class Verbs(Section):
     post_memory: Size = Size(64 << 20)
 
 
+class Nvml(Section):
+    enabled: bool = True
+    #: The driver's library, a name that the loader finds or a path.
+    library: str = "libnvidia-ml.so.1"
+    #: How often the counters of NVLink and PCIe are read; 0 with ``interval`` only. Stretched by itself
+    #: where reading costs more than it may.
+    fast_interval: Duration = Duration(0.1)
+    #: Everything else: memory, links, errors, power, states.
+    interval: Duration = Duration(10.0)
+    #: Processes and their memory: the driver takes milliseconds and its global lock to list them.
+    process_interval: Duration = Duration(30.0)
+    #: GPM samples (Hopper and later): memory bandwidth, and counters that the driver has there only.
+    gpm: bool = True
+    #: Wait for driver errors (XIDs).
+    xid: bool = True
+
+
 class Sources(Section):
     infiniband: Infiniband = msgspec.field(default_factory=Infiniband)
     rdma_netlink: RdmaNetlink = msgspec.field(default_factory=RdmaNetlink)
     verbs: Verbs = msgspec.field(default_factory=Verbs)
+    nvml: Nvml = msgspec.field(default_factory=Nvml)
 
 
 class Limits(Section):
@@ -93,6 +111,8 @@ class Limits(Section):
     memory_regions: int = 65536
     contexts: int = 4096
     processes: int = 4096
+    #: GPUs and MIG instances together.
+    gpus: int = 128
     finished_spans: int = 4096
 
 
@@ -364,6 +384,8 @@ def _check(config: Config) -> None:
         ("sources.infiniband.interval", sources.infiniband.interval, 0.01),
         ("sources.rdma_netlink.interval", sources.rdma_netlink.interval, 0.1),
         ("sources.verbs.interval", sources.verbs.interval, 0.01),
+        ("sources.nvml.interval", sources.nvml.interval, 0.1),
+        ("sources.nvml.process_interval", sources.nvml.process_interval, 1.0),
         ("export.interval", config.export.interval, 0.1),
         ("flows.window", config.flows.window, 1.0),
         ("export.otlp.metrics.timeout", config.export.otlp.metrics.timeout, 0.001),
@@ -371,6 +393,13 @@ def _check(config: Config) -> None:
     ):
         if not least <= seconds <= 86400:
             raise ConfigError(f"{key}: expected between {least}s and 1d, got {seconds:g}s")
+    if sources.nvml.fast_interval and not 0.01 <= sources.nvml.fast_interval <= 60:
+        raise ConfigError(
+            "sources.nvml.fast_interval: expected 0s (off) or between 0.01s and 60s, got "
+            f"{sources.nvml.fast_interval:g}s"
+        )
+    if not sources.nvml.library:
+        raise ConfigError("sources.nvml.library: expected a file name or a path, got nothing")
     size = sources.verbs.event_buffer
     if not 4096 <= size <= 1 << 30 or size & (size - 1):
         raise ConfigError(

@@ -53,9 +53,9 @@ struct value {
 	uint16_t field;
 	uint16_t type; /* 'i', 'd', 's', 't', 'b' */
 	int32_t status;
-	int64_t age_us;	 /* how old it says it is */
 	uint32_t foreign; /* another client watches it too */
 	uint32_t unused;
+	int64_t time_us; /* when it says it was read; 0: now */
 	int64_t i64;
 	double dbl;
 	char str[96];

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 /*
  * A STAND-IN for NVIDIA's libdcgm and the host engine behind it. No GPU, no engine, no socket: it answers
- * from a file that a test maps too (control.h), named by FABRICTAP_DCGM_STANDIN. Layouts and version words
+ * from a file that a test maps too (control.h), named by FABRICTAP_DCGM_DOUBLE. Layouts and version words
  * are written down here by themselves, from NVIDIA's public headers, and not taken from ext/.
  *
  * -DMAJOR=3 leaves out what DCGM 3 does not have.
@@ -202,9 +202,15 @@ static int connected(dcgmHandle_t handle)
 	} while (0)
 #define API __attribute__((visibility("default")))
 
+static void unmap(void)
+{
+	munmap(control, sizeof(*control));
+	control = NULL;
+}
+
 API int dcgmInit(void)
 {
-	const char *path = getenv("FABRICTAP_DCGM_STANDIN");
+	const char *path = getenv("FABRICTAP_DCGM_DOUBLE");
 	struct stat status;
 	int fd;
 
@@ -220,10 +226,15 @@ API int dcgmInit(void)
 			return INIT_ERROR;
 		}
 	}
-	ENTER(CALL_INIT);
-	initialized++;
-	control->libraries++;
-	return OK;
+	int code = called(CALL_INIT);
+
+	if (code == OK) {
+		initialized++;
+		control->libraries++;
+	} else if (!initialized) {
+		unmap();
+	}
+	return code;
 }
 
 API int dcgmShutdown(void)
@@ -232,10 +243,8 @@ API int dcgmShutdown(void)
 	if (!initialized)
 		return UNINITIALIZED;
 	control->libraries--;
-	if (--initialized == 0) {
-		munmap(control, sizeof(*control));
-		control = NULL;
-	}
+	if (--initialized == 0)
+		unmap();
 	return OK;
 }
 
@@ -535,7 +544,7 @@ static void answer(dcgmFieldValue_v2 *out, unsigned int group, unsigned int enti
 		out->status = NO_DATA;
 	} else {
 		out->status = value->status;
-		out->ts = now.tv_sec * 1000000LL + now.tv_nsec / 1000 - value->age_us;
+		out->ts = value->time_us ? value->time_us : now.tv_sec * 1000000LL + now.tv_nsec / 1000;
 		if (control->profiling_paused && field >= 1000 && field < 1100)
 			return; /* "DCGM will save BLANK values while profiling is paused" */
 		if (value->type == 'd')

@@ -160,7 +160,7 @@ def handles():
     }
 
 
-class LibraryMissing(Exception):
+class LibraryMissingError(Exception):
     """libdcgm cannot be used: not there, not loadable, or without a function that is needed."""
 
 
@@ -263,7 +263,7 @@ def decode(const unsigned char[::1] buffer):
 @cython.final
 @cython.no_gc_clear
 cdef class Library:
-    """libdcgm, loaded and initialized. ``path`` is what was loaded. Raises LibraryMissing, DcgmError."""
+    """libdcgm, loaded and initialized. ``path`` is what was loaded. Raises LibraryMissingError, DcgmError."""
 
     cdef void *_handle
     cdef bint _initialized
@@ -326,19 +326,19 @@ cdef class Library:
         for candidate in (path,) if path is not None else SONAMES:
             name = candidate.encode()
             if 0 in name:
-                raise LibraryMissing(f"{candidate!r} is not a file name")
+                raise LibraryMissingError(f"{candidate!r} is not a file name")
             self._handle = dlopen(name, RTLD_NOW | RTLD_LOCAL)
             if self._handle is not NULL:
                 self.path = candidate
                 return
             said = dlerror()
             problem = problem or (said.decode("utf-8", "replace") if said is not NULL else f"{candidate}: not loadable")
-        raise LibraryMissing(problem)
+        raise LibraryMissingError(problem)
 
     cdef void *_symbol(self, bytes name) except NULL:
         cdef void *found = dlsym(self._handle, name)
         if found is NULL:
-            raise LibraryMissing(f"{self.path} has no function {name.decode()}")
+            raise LibraryMissingError(f"{self.path} has no function {name.decode()}")
         return found
 
     cdef _check(self, str call, int code):
@@ -583,7 +583,11 @@ cdef class Engine:
             PyMem_Free(all_)
 
     def group(self, str name, pairs):
-        """Make a group of (entity group, entity id) pairs, at most MAX_ENTITIES. Returns its id."""
+        """Make a group of (entity group, entity id) pairs, at most MAX_ENTITIES.
+
+        Returns its id and what the engine did not take into it, a list of (pair, code). If it took none, there
+        is no group and the last code is raised.
+        """
         global _groups
         cdef uintptr_t made = 0
         cdef int code
@@ -600,17 +604,20 @@ cdef class Engine:
         self._library._check("dcgmGroupCreate", code)
         self._groups.add(made)
         _groups += 1
+        refused = []
         for kind, entity in pairs:
             self._enter()
             with nogil:
                 code = self._library._group_add(self._handle, made, kind, entity)
             self._library._busy = False
+            if code == _CONNECTION_NOT_VALID or code == _TIMEOUT:
+                self._library._check("dcgmGroupAddEntity", code)
             if code != 0:
-                error = DcgmError("dcgmGroupAddEntity", code, self._library.text(code))
-                if code != _CONNECTION_NOT_VALID and code != _TIMEOUT:
-                    self.drop_group(made)
-                raise error
-        return made
+                refused.append(((kind, entity), code))
+        if len(refused) == len(pairs):
+            self.drop_group(made)
+            self._library._check("dcgmGroupAddEntity", code)
+        return made, refused
 
     def drop_group(self, uintptr_t group):
         """Destroy a group."""

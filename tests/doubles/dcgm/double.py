@@ -1,4 +1,4 @@
-"""Compiles the stand-in of libdcgm and plays the node behind it, at run time, through a file both have mapped."""
+"""Compiles the stand-in of libdcgm and plays the node behind it through a file that both have mapped."""
 
 from __future__ import annotations
 

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
 from doubles.dcgm import double
+from doubles.dcgm.node import Node
 from fabrictap.ext import dcgm
 from support import require
 
@@ -31,3 +32,21 @@ def engine(libraries, tmp_path, monkeypatch) -> Iterator[double.Engine]:
     assert dcgm.handles() == before
     assert made.held() == {}
     assert {call: made.calls(call) for call in double.FORBIDDEN if made.calls(call)} == {}
+
+
+@pytest.fixture
+def node(engine, libraries) -> Iterator[Callable[..., Node]]:
+    """Makes the node of the engine, opened and sampled once; closed when the test ends."""
+    made = []
+
+    def make(major: int = 4, **settings: object) -> Node:
+        one = Node(engine, libraries[major], **settings)
+        made.append(one)
+        one.source.open()
+        one.tick()
+        return one
+
+    yield make
+    engine.release()
+    for one in made:
+        one.source.close()

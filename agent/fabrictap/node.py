@@ -15,6 +15,8 @@ from fabrictap.ledger import Ledger
 from fabrictap.runner import Runner
 from fabrictap.selfwatch import SelfWatch
 from fabrictap.series import SeriesTable
+from fabrictap.sources import Expiring
+from fabrictap.sources.dcgm.source import Dcgm
 from fabrictap.sources.infiniband.source import Infiniband
 from fabrictap.sources.rdma_netlink.source import RdmaNetlink
 from fabrictap.sources.verbs.source import Verbs
@@ -44,8 +46,9 @@ class Node:
                     config.sources.rdma_netlink,
                     RdmaNetlink(config.sources.rdma_netlink, self.series, self.ledger),
                 ),
+                (config.sources.dcgm, Dcgm(config.sources.dcgm, self.series, self.ledger)),
             )
-            if wanted.enabled
+            if wanted.enabled and wanted.enabled != "off"
         ]
         self._inventory = Inventory(self.series, self.ledger)
         self._selfwatch = SelfWatch(self.series)
@@ -86,6 +89,9 @@ class Node:
         with self._lock:
             now_ns = time.time_ns()
             self.ledger.flows.roll(now_ns)
+            for runner in self.runners:
+                if runner.hung is not None and isinstance(runner.source, Expiring):
+                    runner.source.hung()
             self._inventory.fold(now_ns)
             self._selfwatch.fold(self.runners, self._exporter.stats, now_ns)
             self._exporter.collect(now_ns)

@@ -11,7 +11,7 @@ import threading
 import time
 from typing import Any
 
-from fabrictap.sources import Source, SourceUnavailable
+from fabrictap.sources import Source, SourceAbsent, SourceUnavailable
 
 _log = logging.getLogger(__name__)
 _FIRST_PAUSE = 1.0
@@ -25,6 +25,8 @@ class Runner:
         self.source = source
         #: Why the source does not deliver; None while it does. Starting counts as a reason.
         self.reason: str | None = "starting"
+        #: Whether what the source is about is not here and was not asked for.
+        self.absent = False
         #: Seconds that the last sample took, waiting for events not counted; None before the first.
         self.duration: float | None = None
         #: Set once the source has delivered or said why it cannot.
@@ -67,7 +69,7 @@ class Runner:
                 self._timed(self.source.open)
                 self._deliver()
             except SourceUnavailable as error:
-                self._down(str(error))
+                self._down(str(error), absent=isinstance(error, SourceAbsent))
             except Exception as error:  # noqa: BLE001 - a fault of one source must not end the agent
                 self._fault(error)
             try:
@@ -94,6 +96,7 @@ class Runner:
                     self.source.name,
                 )
                 self.reason = None
+                self.absent = False
                 self.settled.set()
                 self._pause = _FIRST_PAUSE
             if last:
@@ -115,8 +118,10 @@ class Runner:
         _log.debug("where it failed:", exc_info=error)
         self._down(reason)
 
-    def _down(self, reason: str) -> None:
+    def _down(self, reason: str, *, absent: bool = False) -> None:
         if reason != self.reason:
-            _log.warning("source %s is off: %s", self.source.name, reason)
+            level = logging.DEBUG if absent else logging.WARNING
+            _log.log(level, "source %s is off: %s", self.source.name, reason)
         self.reason = reason
+        self.absent = absent
         self.settled.set()

@@ -8,13 +8,17 @@ source that cannot work raises :class:`SourceUnavailable`, a read that fails is 
 
 from __future__ import annotations
 
-from typing import Protocol, TypeVar
+from typing import Protocol, TypeVar, runtime_checkable
 
 SampleT = TypeVar("SampleT")
 
 
 class SourceUnavailable(Exception):  # noqa: N818 - a state of the node, not a fault of the program
     """The source cannot deliver now. The message says what is missing; the runner tries again later."""
+
+
+class SourceAbsent(SourceUnavailable):
+    """What the source is about is not on this node, and was not asked for: nothing is wrong."""
 
 
 class Source(Protocol[SampleT]):
@@ -41,3 +45,11 @@ class Source(Protocol[SampleT]):
 
     def close(self) -> None:
         """Let go of everything. Safe after a failed open, and twice."""
+
+
+@runtime_checkable
+class Expiring(Protocol):
+    """A source whose figures must not be exported while it hangs, for they would pass for new ones."""
+
+    def hung(self) -> None:
+        """End what is not known any more. Called under the node's lock, before each export of a hang."""

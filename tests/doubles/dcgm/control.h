@@ -67,6 +67,8 @@ struct control {
 	int32_t refuse; /* code that connecting answers */
 	uint32_t profiling_paused;
 	uint32_t known_fields; /* field ids from here on are unknown to the engine */
+	uint32_t unknown_first; /* and those from here to unknown_last */
+	uint32_t unknown_last;
 	uint32_t entity_limit; /* of one group and one call: 64 in 3.3, 1024 in 4.x */
 	uint32_t value_limit; /* of one call; more answers -31 */
 	uint32_t hang; /* call number + 1 that does not come back until this changes */

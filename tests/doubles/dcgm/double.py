@@ -85,6 +85,8 @@ class Control(ctypes.Structure):
         ("refuse", ctypes.c_int32),
         ("profiling_paused", ctypes.c_uint32),
         ("known_fields", ctypes.c_uint32),
+        ("unknown_first", ctypes.c_uint32),
+        ("unknown_last", ctypes.c_uint32),
         ("entity_limit", ctypes.c_uint32),
         ("value_limit", ctypes.c_uint32),
         ("hang", ctypes.c_uint32),
@@ -153,6 +155,8 @@ class Engine:
         self.control.size = ctypes.sizeof(Control)
         self.control.generation = 1
         self.control.known_fields = 1600 if major >= 4 else 1142
+        if major < 4:
+            self.control.unknown_first, self.control.unknown_last = 1076, 1099
         self.control.entity_limit = 1024 if major >= 4 else 64
         self.control.value_limit = 1 << 20
         self._places: dict[tuple[int, int, int], int] = {}

@@ -394,6 +394,11 @@ API int dcgmGroupAddEntity(dcgmHandle_t handle, uintptr_t id, unsigned int group
 	return OK;
 }
 
+static int known(unsigned short field)
+{
+	return field < control->known_fields && !(field >= control->unknown_first && field <= control->unknown_last);
+}
+
 API int dcgmGroupDestroy(dcgmHandle_t handle, uintptr_t id)
 {
 	struct group *found;
@@ -414,7 +419,7 @@ API int dcgmFieldGroupCreate(dcgmHandle_t handle, int count, const unsigned shor
 	if (count < 1 || count > 128 || !ids || !name || !made)
 		return BADPARAM;
 	for (int i = 0; i < count; i++)
-		if (ids[i] >= control->known_fields)
+		if (!known(ids[i]))
 			return BADPARAM;
 	for (int i = 0; i < MAX_GROUPS; i++)
 		if (connection.fields[i].id && strcmp(connection.fields[i].name, name) == 0)
@@ -490,11 +495,15 @@ API int dcgmUnwatchFields(dcgmHandle_t handle, uintptr_t group, uintptr_t fields
 static int watched(unsigned int group, unsigned int entity, unsigned short field)
 {
 	for (int i = 0; i < MAX_WATCHES; i++) {
-		struct group *entities = group_of(connection.watches[i].group);
-		struct fields *fields = fields_of(connection.watches[i].fields);
+		struct group *entities;
+		struct fields *fields;
 		int has_entity = 0, has_field = 0;
 
-		if (!connection.watches[i].group || !entities || !fields)
+		if (!connection.watches[i].group)
+			continue;
+		entities = group_of(connection.watches[i].group);
+		fields = fields_of(connection.watches[i].fields);
+		if (!entities || !fields)
 			continue;
 		for (uint32_t j = 0; j < entities->count; j++)
 			has_entity |= entities->pairs[j].entityGroupId == group && entities->pairs[j].entityId == entity;
@@ -536,7 +545,7 @@ static void answer(dcgmFieldValue_v2 *out, unsigned int group, unsigned int enti
 	if (value)
 		out->fieldType = value->type;
 	blank(out);
-	if (field >= control->known_fields) {
+	if (!known(field)) {
 		out->status = UNKNOWN_FIELD;
 	} else if (!live && !(value && value->foreign) && !watched(group, entity, field)) {
 		out->status = NOT_WATCHED;

@@ -58,7 +58,7 @@ class Node:
 
 
 def hopper(engine: double.Engine, entity: int = 0, uuid: str = "GPU-h0") -> None:
-    """A GPU of Hopper's kind with a value for every field that is read; field n reads n, or n/1e5 of a ratio."""
+    """A GPU of Hopper's kind with a value for every field that is read; n reads n, or n/1e5."""
     engine.gpu(entity, uuid)
     fill(engine, GPU, entity)
     engine.set(GPU, entity, 230, 0, status=-14)

@@ -29,7 +29,7 @@ _MIB = 1 << 20
 Attributes = tuple[tuple[str, str], ...]
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)  # the object is its identity: hashing a metric is slow
 class Point:
     """One field that becomes one series of an entity: times ``scale``, or as a part of the field ``per``."""
 

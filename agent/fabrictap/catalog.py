@@ -421,8 +421,8 @@ ERRORS = Metric(
     "{error}",
     "Errors and discards that a port or a GPU counted; hw.type says which. Of a port, error.type is the "
     "counter's file name. Of a GPU: ecc_corrected and ecc_uncorrected (gpu.ecc.span), row_remap_corrected "
-    "and row_remap_uncorrected (rows put out of use), pcie_replay, pcie_correctable, pcie_non_fatal, pcie_fatal, "
-    "nvlink_* by link, and xid_N: driver errors (XIDs) since the agent came",
+    "and row_remap_uncorrected (rows put out of use), pcie_replay, pcie_correctable, pcie_non_fatal, "
+    "pcie_fatal, nvlink_* by link, and xid_N: driver errors (XIDs) since the agent came",
     (*_PORT, HW_TYPE, ERROR_TYPE, IO_DIRECTION, GPU_MEMORY_SPAN, GPU_LINK, PROVIDER),
     Standard.SEMCONV,
 )

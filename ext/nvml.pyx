@@ -80,10 +80,10 @@ cdef extern from "nvml.h" nogil:
     void ft_gpm_run(ft_call *call)
     uint64_t ft_nvml_count(const ft_nvml_field *field, int *good)
 
-ctypedef int (*_get_fields)(void *device, int count, ft_nvml_field *fields)
-ctypedef int (*_gpm_sample)(void *device, void *sample)
-ctypedef int (*_gpm_mig_sample)(void *device, unsigned int instance, void *sample)
-ctypedef int (*_gpm_get)(ft_gpm_get *metrics)
+ctypedef int (*_get_fields)(void *device, int count, ft_nvml_field *fields) noexcept
+ctypedef int (*_gpm_sample)(void *device, void *sample) noexcept
+ctypedef int (*_gpm_mig_sample)(void *device, unsigned int instance, void *sample) noexcept
+ctypedef int (*_gpm_get)(ft_gpm_get *metrics) noexcept
 
 #: What statuses say of a number that cannot be one: NVML_ERROR_UNKNOWN.
 BAD_NUMBER = FT_NVML_UNKNOWN

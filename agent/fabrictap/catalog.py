@@ -45,8 +45,7 @@ class Attribute:
 class Metric:
     """One metric. ``unit`` is UCUM; ``attributes`` may be absent on a point where they cannot be known.
 
-    ``rates``: a counter that is read many times in an export's interval, of which the gauges
-    ``<name>.rate.average`` and ``<name>.rate.peak`` are exported as well.
+    ``rates``: the counter is also exported as two gauges, NAME.rate.average and NAME.rate.peak, in UNIT/s.
     """
 
     name: str
@@ -367,9 +366,17 @@ TABLE = Attribute(
         "gpu_figures",
     ),
 )
+METRIC_OVERFLOW = Attribute(
+    "otel.metric.overflow",
+    bool,
+    "true on the one series of a counter that counts for all that limits.series refused",
+)
 COMPONENT_TYPE = Attribute("otel.component.type", str, "Kind of exporter, as in otlp_grpc_metric_exporter")
 COMPONENT_NAME = Attribute("otel.component.name", str, "Name of the exporter in this process")
 CPU_MODE = Attribute("cpu.mode", str, "Where the time was spent", ("user", "system"))
+
+#: What any counter may have beside its own attributes.
+ON_ANY_COUNTER = (METRIC_OVERFLOW,)
 
 _PORT = (HW_ID, HW_NAME, HW_PARENT, RDMA_LINK_LAYER)
 _GPU = (HW_ID, HW_PARENT, PROVIDER)
@@ -390,6 +397,7 @@ NETWORK_IO = Metric(
     "traffic included (rdma.counter.source=netdev)",
     (*_PORT, IO_DIRECTION, RDMA_COUNTER_SOURCE),
     Standard.SEMCONV,
+    rates=True,
 )
 NETWORK_PACKETS = Metric(
     "hw.network.packets",
@@ -398,6 +406,7 @@ NETWORK_PACKETS = Metric(
     "Packets that the port moved",
     (*_PORT, IO_DIRECTION, RDMA_COUNTER_SOURCE),
     Standard.SEMCONV,
+    rates=True,
 )
 NETWORK_LIMIT = Metric(
     "hw.network.bandwidth.limit",
@@ -866,6 +875,34 @@ FLOW_WINDOW_SPAN = Span(
 def metrics() -> Iterator[Metric]:
     """Every metric of the catalog, in the order of this file."""
     return (value for value in globals().values() if isinstance(value, Metric))
+
+
+def rates(metric: Metric) -> tuple[Metric, Metric]:
+    """The gauges that a counter with ``rates`` is exported as besides: its average and its peak rate."""
+    what = metric.description.partition(". ")[0]
+    average = Metric(
+        f"{metric.name}.rate.average",
+        Kind.GAUGE,
+        f"{metric.unit}/s",
+        f"{what}: rate over the export interval",
+        metric.attributes,
+    )
+    peak = Metric(
+        f"{metric.name}.rate.peak",
+        Kind.GAUGE,
+        f"{metric.unit}/s",
+        f"{what}: the largest rate between two samples of the export interval",
+        metric.attributes,
+    )
+    return average, peak
+
+
+def exported() -> Iterator[Metric]:
+    """Every metric that leaves the agent: the catalog's own and the rates of those that have them."""
+    for metric in metrics():
+        yield metric
+        if metric.rates:
+            yield from rates(metric)
 
 
 def spans() -> Iterator[Span]:

@@ -91,13 +91,13 @@ def describe(library: Library, index: int, gpu: str, handle: Any) -> Device:
         mig_mode=None if mode is None else mode[0] == nvml.NVML_DEVICE_MIG_ENABLE,
     )
     if device.mig_mode:
-        device.migs = _migs(ask, library, gpu, handle)
+        device.migs = _migs(ask, library, gpu)
         device.gpu = replace(known, migs=tuple(mig.device for mig in device.migs))
     return device
 
 
 def place(devices: list[Device], sysfs: str) -> None:
-    """Add what sysfs knows: the nearest RDMA devices, NUMA nodes; and which remote ends are GPUs of this node."""
+    """Add what sysfs knows (the nearest RDMA devices, NUMA nodes), and which remote ends are GPUs here."""
     rdma = pci.rdma_places(sysfs)
     by_address = {device.gpu.pci: device.id for device in devices if device.gpu.pci is not None}
     for device in devices:
@@ -130,7 +130,7 @@ def link_attributes(gpu: Gpu, link: Link) -> dict[str, AttributeValue]:
 
 
 class _Asking:
-    """Asks one thing after the other; what the driver does not have is None, that it or the GPU is gone raises."""
+    """Asks one GPU. What the driver does not have is None; that it or the GPU is gone raises NvmlFailed."""
 
     def __init__(self, library: Library, handle: Any) -> None:
         self._library = library
@@ -208,7 +208,7 @@ def number_of(value: Any) -> int | None:
     return None if read is None else read()
 
 
-def _migs(ask: _Asking, library: Library, gpu: str, parent: Any) -> list[Mig]:
+def _migs(ask: _Asking, library: Library, gpu: str) -> list[Mig]:
     nvml = library.nvml
     found = []
     most = ask(nvml.nvmlDeviceGetMaxMigDeviceCount) or 0

@@ -20,7 +20,7 @@ C2C = "c2c"
 
 @dataclass(frozen=True, slots=True)
 class Pair:
-    """Two counters of one figure, transmit and receive: their ids, what a count is worth, how wide they are."""
+    """Two counters of one figure, transmit and receive: ids, what a count is worth, how wide they are."""
 
     metric: Metric
     transmit: int
@@ -44,8 +44,8 @@ LINK_PAIRS = (
     Pair(NVLINK_RAW_IO, 140, 141, KIB),
     Pair(NVLINK_PACKETS, 201, 203, 1),
 )
-#: PCIE_COUNT_TX_BYTES and RX_BYTES: "value can be wrapped", without a word at which width. One that falls from
-#: the upper half of 32 bits is taken to have wrapped there, any other fall is a reset.
+#: PCIE_COUNT_TX_BYTES and RX_BYTES: "value can be wrapped", without a word at which width. One that falls
+#: from the upper half of 32 bits is taken to have wrapped there, any other fall is a reset.
 PCIE_PAIR = Pair(GPU_IO, 197, 198, 1, bits=32)
 
 # --- GPM ------------------------------------------------------------------------------------------

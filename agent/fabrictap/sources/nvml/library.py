@@ -1,7 +1,7 @@
 """libnvidia-ml.so.1, loaded once for nvidia-ml-py and for our own fast calls, and unloaded again.
 
-Unloading matters: after an upgrade of the driver the old library, still mapped, refuses to talk to the new kernel
-module (LIB_RM_VERSION_MISMATCH) until it is loaded afresh.
+Unloading matters: after an upgrade of the driver the old library, still mapped, refuses to talk to the new
+kernel module (LIB_RM_VERSION_MISMATCH) until it is loaded afresh.
 """
 
 from __future__ import annotations
@@ -10,8 +10,7 @@ import _ctypes
 import ctypes
 import logging
 from collections.abc import Callable
-from types import ModuleType
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from fabrictap.sources import SourceUnavailable
 
@@ -82,7 +81,7 @@ class Library:
             self._handle = ctypes.CDLL(path)
         except OSError as error:
             raise SourceUnavailable(f"no NVIDIA driver library: {error}") from None
-        self.nvml: ModuleType = pynvml
+        self.nvml: Any = pynvml
         # nvidia-ml-py knows one name of the library only, and keeps pointers into the last one
         pynvml._nvmlGetFunctionPointer_cache.clear()
         pynvml.nvmlLib = self._handle

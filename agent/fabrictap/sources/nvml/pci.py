@@ -56,13 +56,13 @@ def rdma_places(sysfs: str) -> dict[str, Place]:
     """RDMA device -> where it is; those that are not on PCI are left out."""
     places: dict[str, Place] = {}
     try:
-        names = sorted(os.listdir(f"{sysfs}/class/infiniband"))[:_MAX_DEVICES]
+        entries = sorted(Path(f"{sysfs}/class/infiniband").iterdir())[:_MAX_DEVICES]
     except OSError:
         return places
-    for name in names:
-        found = place(Path(sysfs) / "class/infiniband" / name / "device")
+    for entry in entries:
+        found = place(entry / "device")
         if found is not None:
-            places[name] = found
+            places[entry.name] = found
     return places
 
 

@@ -432,8 +432,9 @@ cdef class Gpm(Counters):
     def take_over(self, Gpm before):
         """Go on where the call ``before`` was, of the same GPU and with the same samples."""
         self._go_on(before, self.metrics, before.metrics)
-        self._self.latest = before._self.latest
-        self._self.sampled = before._self.sampled
+        if self._self.samples[0] == before._self.samples[0] and self._self.samples[1] == before._self.samples[1]:
+            self._self.latest = before._self.latest
+            self._self.sampled = before._self.sampled
 
     @property
     def compared(self):

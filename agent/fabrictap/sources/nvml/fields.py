@@ -48,6 +48,9 @@ LINK_PAIRS = (
 #: from the upper half of 32 bits is taken to have wrapped there, any other fall is a reset.
 PCIE_PAIR = Pair(GPU_IO, 197, 198, 1, bits=32)
 
+#: The last field of the R535 branch.
+FIELDS_R535 = 200
+
 # --- GPM ------------------------------------------------------------------------------------------
 
 GPM_DRAM = 10  # percent
@@ -60,6 +63,8 @@ GPM_RATES = {
     (C2C, TRANSMIT): 100,
     (C2C, RECEIVE): 101,
 }
+#: The last metric of the first release of GPM.
+GPM_FIRST_RELEASE = 97
 #: Cumulative bytes, in newer drivers.
 GPM_PCIE_PAIR = Pair(GPU_IO, 255, 256, 1)
 

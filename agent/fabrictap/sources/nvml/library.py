@@ -110,6 +110,11 @@ class Library:
         except UnicodeDecodeError:
             raise NvmlFailed(self.nvml.NVML_ERROR_UNKNOWN) from None
 
+    def restart(self) -> None:
+        """Shut down and initialise, without unloading. Raises NvmlFailed. Handles from before are void."""
+        self.call(self.nvml.nvmlShutdown)
+        self.call(self.nvml.nvmlInit)
+
     def close(self) -> None:
         """Shut down and unload. Not while a call has not returned."""
         try:

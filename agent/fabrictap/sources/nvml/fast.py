@@ -40,7 +40,7 @@ _INVALID_ARGUMENT = 2
 
 @dataclass(frozen=True, slots=True)
 class Candidate:
-    """One way to deliver a figure. ``sides``: network.io.direction (or None) and key of each of its numbers."""
+    """One way to deliver a figure. ``sides``: network.io.direction (or None) and key of each number."""
 
     metric: Metric
     sides: tuple[tuple[str | None, Hashable], ...]
@@ -254,7 +254,7 @@ class Batch:
         else:
             self.trouble = reason_of(self.call.status)
             self.fail(self.trouble)
-            self.due_at = self._clock() + self._retry
+            self.due_at = self._clock() + max(self.interval, self._retry)
             self._retry = min(2 * self._retry, _LAST_RETRY)
         self.ask_all(now_ns)
 
@@ -273,7 +273,6 @@ class Batch:
                 )
         self.trouble = None
         self._retry = _FIRST_RETRY
-        self.due_at = 0.0
         changed = before != {id(one) for one in self._figures if one.active is not None}
         self._pause = _FIRST_PAUSE if changed else min(2 * self._pause, _LAST_PAUSE)
         self._ask_all_at = self._clock() + self._pause
@@ -380,8 +379,7 @@ class Fast:
         for batch in batches:
             if batch.call is not None and now >= batch.due_at and batch.gpu not in hung:
                 due.append((batch, batch.call))
-                if batch.interval:
-                    batch.due_at = now + batch.interval
+                batch.due_at = now + batch.interval
         error = self._calls.round([call for _, call in due], self.limit)
         self._read_ns = self._wall()
         self._sampled = tuple(due)

@@ -338,6 +338,8 @@ static inline void ft_ring_observe(struct ft_ring *ring, struct ft_observer *obs
 
 		if (rate > series->row_peak)
 			series->row_peak = rate;
+		if (rate > series->interval_peak)
+			series->interval_peak = rate;
 	}
 }
 
@@ -461,8 +463,8 @@ static void ft_write_counters(struct ft_series *series, char *cells, double seco
 
 		if (rate > one->row_peak)
 			one->row_peak = rate;
-		if (one->row_peak > one->interval_peak)
-			one->interval_peak = one->row_peak;
+		if (rate > one->interval_peak)
+			one->interval_peak = rate;
 		deltas[i] = one->row_delta;
 		peaks[i] = one->row_peak;
 		one->row_delta.integer = 0; /* the same bits as 0.0 */
@@ -585,8 +587,6 @@ static void ft_ring_interval(struct ft_ring *ring, uint64_t now_ns)
 			if (!one->rates)
 				continue;
 			one->average = seconds > 0 ? (float)(delta / seconds) : 0;
-			if (one->row_peak > one->interval_peak)
-				one->interval_peak = one->row_peak;
 			one->peak = one->interval_peak > one->average ? one->interval_peak : one->average;
 			one->interval_delta.integer = 0;
 			one->interval_peak = 0;

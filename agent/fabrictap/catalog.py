@@ -1,4 +1,4 @@
-"""The one table of everything fabrictap exports: metrics, spans and their attributes.
+"""The one table of everything fabrictap exports: metrics, spans, events and their attributes.
 
 Names, units, kinds and meanings stand here alone. Code refers to the constants below; documents,
 dashboards and tests are generated from this table or checked against it.
@@ -64,6 +64,15 @@ class Span:
     name: str
     description: str
     attributes: tuple[Attribute, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Event:
+    """One kind of event. ``severity`` is an OTLP SeverityNumber: 9 info, 13 warning, 17 error."""
+
+    name: str
+    severity: int
+    description: str
 
 
 # --- attributes -----------------------------------------------------------------------------------
@@ -785,6 +794,16 @@ LOST = Metric(
     "What the probes saw but could not record",
     (SOURCE, LOSS),
 )
+SAMPLE_INTERVAL = Metric(
+    "fabrictap.source.fast.interval",
+    Kind.GAUGE,
+    "s",
+    "Time between two fast samples; longer than configured where they would cost too much",
+    (SOURCE,),
+)
+RING_SIZE = Metric(
+    "fabrictap.ring.size", Kind.UPDOWNCOUNTER, "By", "Memory or disk that the ring's file takes now", ()
+)
 SERIES_COUNT = Metric("fabrictap.series.count", Kind.UPDOWNCOUNTER, "{series}", "Series exported now", ())
 SERIES_REFUSED = Metric(
     "fabrictap.series.refused",
@@ -870,6 +889,29 @@ FLOW_WINDOW_SPAN = Span(
     "What a flow moved in one window (default 60 s) while it lives; a child of this node's rdma.flow span",
     _FLOW,
 )
+
+
+# --- events, kept in the recording ----------------------------------------------------------------
+
+AGENT_STARTED = Event("fabrictap.agent.started", 9, "The agent began to watch")
+AGENT_STOPPED = Event("fabrictap.agent.stopped", 9, "The agent ended in order")
+SOURCE_DELIVERS = Event("fabrictap.source.delivers", 9, "A source delivers, for the first time or again")
+SOURCE_OFF = Event("fabrictap.source.off", 13, "A source does not deliver; the text says why")
+SOURCE_HANGS = Event("fabrictap.source.hangs", 17, "A source's call does not return")
+QP_CREATED = Event("rdma.qp.created", 9, "A queue pair was made")
+QP_READY = Event("rdma.qp.ready", 9, "A queue pair can receive (rtr) or send (rts); the text says which")
+QP_ERROR = Event("rdma.qp.error", 13, "A queue pair went into the error state")
+QP_DESTROYED = Event("rdma.qp.destroyed", 9, "A queue pair is no more; the text says why")
+MR_REGISTERED = Event("rdma.memory_region.registered", 9, "Memory was registered; value: bytes")
+MR_DEREGISTERED = Event("rdma.memory_region.deregistered", 9, "A memory region is no more; value: bytes")
+CONTEXT_OPENED = Event("rdma.context.opened", 9, "A process opened an RDMA device")
+CONTEXT_CLOSED = Event("rdma.context.closed", 9, "A process closed an RDMA device")
+PROCESS_EXITED = Event("process.exited", 9, "A process that used RDMA ended")
+
+
+def events() -> Iterator[Event]:
+    """Every event of the catalog, in the order of this file."""
+    return (value for value in globals().values() if isinstance(value, Event))
 
 
 def metrics() -> Iterator[Metric]:

@@ -132,7 +132,13 @@ class SeriesTable:
 
 
 def in_memory(
-    capacity: int, rows: int = 8, connections: int = 64, events: int = 64, inbound: int = 0, grace_ns: int = 0
+    capacity: int,
+    *,
+    rows: int = 8,
+    connections: int = 64,
+    events: int = 64,
+    inbound: int = 0,
+    grace_ns: int = 0,
 ) -> Ring:
     """A ring that no other process can find."""
     descriptor = os.memfd_create("fabrictap-ring", os.MFD_CLOEXEC)

@@ -18,7 +18,9 @@ class Watched:
     """A stand-in's node and the source that reads it, both on the node's clock."""
 
     def __init__(self, built: builder.Built, directory: Path, profile: str, **settings: object) -> None:
-        self.node = Node.create(built, directory / f"node-{profile}-{len(list(directory.iterdir()))}", profile)
+        self.node = Node.create(
+            built, directory / f"node-{profile}-{len(list(directory.iterdir()))}", profile
+        )
         os.environ[builder.VARIABLE] = str(self.node.path)
         config = Config()
         config.sources.nvml.library = str(settings.pop("library", built.library))
@@ -71,7 +73,9 @@ class Watched:
         """Value by one attribute, or by several as a tuple."""
         keys = [name.replace("__", ".") for name in by]
         return {
-            tuple(one.attributes[key] for key in keys) if len(keys) > 1 else one.attributes[keys[0]]: one.value
+            tuple(one.attributes[key] for key in keys)
+            if len(keys) > 1
+            else one.attributes[keys[0]]: one.value
             for one in self.find(metric, **attributes)
         }
 

@@ -36,6 +36,10 @@ _FIRST_RETRY = 1.0
 _LAST_RETRY = 30.0
 _SIDES = (TRANSMIT, RECEIVE)
 _INVALID_ARGUMENT = 2
+#: Share of the time that the fast tier may spend in the driver.
+_SHARE = 0.02
+#: Rounds are never exactly on time.
+_SLACK = 0.001
 
 
 @dataclass(frozen=True, slots=True)
@@ -337,6 +341,9 @@ class Fast:
         self._batches: tuple[Batch, ...] = ()
         self._sampled: tuple[tuple[Batch, Any], ...] = ()
         self._read_ns = 0
+        #: Seconds that a round takes, smoothed.
+        self.cost = 0.0
+        self._not_before = 0.0
 
     @property
     def stuck(self) -> int:
@@ -373,6 +380,9 @@ class Fast:
     def sample(self, leave_out: frozenset[str] = frozenset()) -> None:
         """One round of calls, but of the GPUs in ``leave_out``."""
         now = self._clock()
+        if now < self._not_before:
+            self._sampled = ()
+            return
         batches = self._batches
         hung = {batch.gpu for batch in batches if batch.stuck} | leave_out
         due = []
@@ -380,8 +390,10 @@ class Fast:
             if batch.call is not None and now >= batch.due_at and batch.gpu not in hung:
                 due.append((batch, batch.call))
                 batch.due_at = now + batch.interval
+        began = time.monotonic()
         error = self._calls.round([call for _, call in due], self.limit)
         self._read_ns = self._wall()
+        self._spent(time.monotonic() - began, now)
         self._sampled = tuple(due)
         if error:
             word = errno.errorcode.get(error, f"errno_{error}")
@@ -402,6 +414,13 @@ class Fast:
                 )
             elif trouble is not None and batch.trouble is None:
                 _log.warning("%s: %s answers again", batch.gpu, batch.provider)
+
+    def _spent(self, seconds: float, now: float) -> None:
+        """Stretch the interval where rounds take too long. It is the driver's lock that they hold meanwhile."""
+        if any(batch.stuck for batch in self._batches):
+            return
+        self.cost = seconds if not self.cost else 0.9 * self.cost + 0.1 * seconds
+        self._not_before = now + self.cost / _SHARE - _SLACK
 
     def trouble(self, gpu: str) -> str | None:
         """Why a GPU's last call failed as a whole; None where it did not."""

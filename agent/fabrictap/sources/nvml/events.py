@@ -12,8 +12,6 @@ from fabrictap.sources.nvml.devices import Device
 from fabrictap.sources.nvml.library import Library, NvmlFailed
 
 _log = logging.getLogger(__name__)
-#: Milliseconds of one wait: how long the thread takes to notice that it is to end.
-_WAIT_MS = 1000
 #: XIDs that wait to be counted; the oldest go, counted.
 _MOST = 1024
 
@@ -21,10 +19,11 @@ _MOST = 1024
 class Xids:
     """Waits for XIDs of a set of GPUs until it is closed. ``take`` and ``close`` from the source's thread."""
 
-    def __init__(self, library: Library, devices: list[Device]) -> None:
-        """Raises NvmlFailed where the driver has no such events."""
+    def __init__(self, library: Library, devices: list[Device], wait: float = 1.0) -> None:
+        """``wait``: seconds that the thread takes to notice that it is to end. Raises NvmlFailed."""
         self.gpus = frozenset(device.id for device in devices)
         self.dropped = 0
+        self._wait_ms = int(wait * 1000)
         self._library = library
         self._by_address = {device.address: device.id for device in devices}
         self._found: deque[tuple[str, int]] = deque()
@@ -85,7 +84,7 @@ class Xids:
         nvml = self._library.nvml
         while not self._stop.is_set():
             try:
-                event = self._library.call(nvml.nvmlEventSetWait_v2, self._set, _WAIT_MS)
+                event = self._library.call(nvml.nvmlEventSetWait_v2, self._set, self._wait_ms)
             except NvmlFailed as error:
                 if error.reason == "timeout":
                     continue

@@ -416,7 +416,7 @@ class Fast:
                 _log.warning("%s: %s answers again", batch.gpu, batch.provider)
 
     def _spent(self, seconds: float, now: float) -> None:
-        """Stretch the interval where rounds take too long. It is the driver's lock that they hold meanwhile."""
+        """Stretch the interval where rounds take too long: they hold the driver's lock meanwhile."""
         if any(batch.stuck for batch in self._batches):
             return
         self.cost = seconds if not self.cost else 0.9 * self.cost + 0.1 * seconds

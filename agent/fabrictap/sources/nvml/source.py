@@ -362,7 +362,7 @@ class Nvml:
             self._xids_tried = wanted
             library = self._library
             try:
-                self._xids = self._patience.run(lambda: Xids(library, healthy), self.limit)
+                self._xids = self._patience.run(lambda: Xids(library, healthy, self.limit / 2), self.limit)
             except Hung:
                 self._count("hung")
             except NvmlFailed as error:

@@ -19,6 +19,7 @@ from fabrictap.runner import Runner
 from fabrictap.selfwatch import SelfWatch
 from fabrictap.series import SeriesTable
 from fabrictap.sources.infiniband.source import Infiniband
+from fabrictap.sources.nvml.source import Nvml
 from fabrictap.sources.rdma_netlink.source import RdmaNetlink
 from fabrictap.sources.verbs.source import Verbs
 
@@ -50,6 +51,10 @@ class Node:
                 (
                     config.sources.rdma_netlink,
                     RdmaNetlink(config.sources.rdma_netlink, self.series, self.ledger),
+                ),
+                (
+                    config.sources.nvml,
+                    Nvml(config.sources.nvml, self.series, self.ledger, config.sources.infiniband.sysfs),
                 ),
             )
             if wanted.enabled

@@ -10,7 +10,7 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any, TypeVar
@@ -160,7 +160,7 @@ class Nvml:
                 self._ledger.processes.put(process)
             self._used.setdefault(gpu, Live(self._table)).write(processes.values(usage), now_ns)
         self._fold_xids(sample.xids, now_ns)
-        self._present.write([_present(device.gpu) for device in sample.devices], now_ns)
+        self._present.write([one for device in sample.devices for one in _present(device.gpu)], now_ns)
         self.fast.recheck(now_ns)
         self._leave_out = frozenset(sample.troubles) | frozenset(self._hung)
         self._ready = True
@@ -426,7 +426,7 @@ class Nvml:
             series.add(1, now_ns)
 
 
-def _present(gpu: Gpu) -> tuple[catalog.Metric, dict[str, AttributeValue], int]:
+def _present(gpu: Gpu) -> Iterator[tuple[catalog.Metric, dict[str, AttributeValue], int]]:
     known: dict[str, AttributeValue | None] = {
         "hw.id": gpu.id,
         "hw.model": gpu.model,
@@ -439,5 +439,6 @@ def _present(gpu: Gpu) -> tuple[catalog.Metric, dict[str, AttributeValue], int]:
         "gpu.rdma.devices": ",".join(gpu.rdma) or None,
         "gpu.rdma.distance": gpu.rdma_distance,
     }
-    labels = {name: value for name, value in known.items() if value is not None}
-    return catalog.GPU_PRESENT, labels, 1
+    yield catalog.GPU_PRESENT, {name: value for name, value in known.items() if value is not None}, 1
+    for mig in gpu.migs:
+        yield catalog.GPU_PRESENT, {"hw.id": mig.id, "hw.parent": gpu.id}, 1

@@ -1,5 +1,4 @@
 /* The frame of a call: initialised or not, counted, obeying rules, its device found; init and shutdown. */
-#define _GNU_SOURCE
 #include "call.h"
 
 #include <stdbool.h>

@@ -5,6 +5,11 @@
 
 #include "node.h"
 
+/* Which branch of the driver the library is of: what symbols it has. Settled by the builder: 470, 535 or newer. */
+#ifndef BRANCH
+#error "compile with -DBRANCH=..."
+#endif
+
 #define EXPORT __attribute__((visibility("default")))
 
 /* One call under way: the node is locked from a successful `call_enter` until the variable goes out of scope. */

@@ -1,5 +1,7 @@
-/* Confidential computing. Not in drivers before 535. */
+/* Confidential computing. Not in drivers of branch 470. */
 #include "call.h"
+
+#if BRANCH >= 535
 
 EXPORT nvmlReturn_t nvmlSystemGetConfComputeState(nvmlConfComputeSystemState_t *out)
 {
@@ -14,6 +16,7 @@ EXPORT nvmlReturn_t nvmlSystemGetConfComputeState(nvmlConfComputeSystemState_t *
     return NVML_SUCCESS;
 }
 
+#if BRANCH > 535
 EXPORT nvmlReturn_t nvmlSystemGetConfComputeSettings(nvmlSystemConfComputeSettings_v1_t *out)
 {
     CALL(nvmlSystemGetConfComputeSettings, TO_NODE, NULL);
@@ -29,3 +32,5 @@ EXPORT nvmlReturn_t nvmlSystemGetConfComputeSettings(nvmlSystemConfComputeSettin
     out->multiGpuMode = (unsigned int)number_of(&call, &value[N_confidential_multi_gpu]);
     return NVML_SUCCESS;
 }
+#endif
+#endif

@@ -9,7 +9,17 @@
 
 #define EXPORT __attribute__((visibility("default")))
 
-enum table { VALUE_TABLE, FIELD_TABLE, LINK_TABLE, GPM_TABLE, MIG_TABLE, NODE_TABLE, GPU_TEXT_TABLE, NODE_TEXT_TABLE, FUNCTION_TABLE };
+enum table {
+    VALUE_TABLE,
+    FIELD_TABLE,
+    LINK_TABLE,
+    GPM_TABLE,
+    MIG_TABLE,
+    NODE_TABLE,
+    GPU_TEXT_TABLE,
+    NODE_TEXT_TABLE,
+    FUNCTION_TABLE,
+};
 
 #define NAME(name) #name,
 static const char *const value_names[] = {VALUES(NAME)};
@@ -237,6 +247,16 @@ EXPORT bool control_unrule(struct node *node, uint32_t id)
             found = true;
         }
     return finish(node, found);
+}
+
+/* Every rule. */
+EXPORT void control_unrule_all(struct node *node)
+{
+    node_lock(node);
+    for (uint32_t i = 0; i < MAX_RULES; i++)
+        node->rule[i].id = 0;
+    node->rules = 0;
+    finish(node, true);
 }
 
 EXPORT void control_driver(struct node *node, uint32_t loaded, uint32_t answer)

@@ -1,5 +1,4 @@
 /* One GPU: its identity, memory, health, clocks and PCIe link. */
-#define _GNU_SOURCE
 #include "call.h"
 
 #include <stdio.h>
@@ -137,10 +136,12 @@ GETTER(nvmlDeviceGetMaxPcieLinkWidth, unsigned int, pcie_width_max)
 GETTER64(nvmlDeviceGetTotalEnergyConsumption, energy_mj)
 GETTER64(nvmlDeviceGetCurrentClocksThrottleReasons, clocks_event_reasons)
 GETTER64(nvmlDeviceGetSupportedEventTypes, supported_events)
-#ifndef LEGACY
 GETTER(nvmlDeviceGetArchitecture, unsigned int, architecture)
-GETTER(nvmlDeviceGetNumaNodeId, unsigned int, numa_node)
+#if BRANCH >= 535
 GETTER64(nvmlDeviceGetCurrentClocksEventReasons, clocks_event_reasons)
+#endif
+#if BRANCH > 535
+GETTER(nvmlDeviceGetNumaNodeId, unsigned int, numa_node)
 #endif
 
 EXPORT nvmlReturn_t nvmlDeviceGetCudaComputeCapability(nvmlDevice_t device, int *major, int *minor)
@@ -223,7 +224,7 @@ EXPORT nvmlReturn_t nvmlDeviceGetTemperature(nvmlDevice_t device, unsigned int s
     return read_u32(&call, &call.gpu->value[V_temperature_celsius], celsius);
 }
 
-#ifndef LEGACY
+#if BRANCH > 535
 EXPORT nvmlReturn_t nvmlDeviceGetTemperatureV(nvmlDevice_t device, nvmlTemperature_v1_t *temperature)
 {
     CALL(nvmlDeviceGetTemperatureV, TO_GPU, device);

@@ -6,8 +6,8 @@
     node.nvlink(0, 3, tx_bytes_per_s=20 << 30)
     node.advance(1.0)
 
-Time stands still until ``advance`` moves it, or follows the machine's after ``real_clock``. Every change is seen
-by the next call of every process, and wakes calls that hang or wait for events.
+Time stands still until ``advance`` moves it, or follows the machine's after ``real_clock``. Every change is
+seen by the next call of every process, and wakes calls that hang or wait for events.
 """
 
 from __future__ import annotations
@@ -18,32 +18,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 
-from doubles.nvml import builder
+from doubles.nvml import builder, cells, loader
+from doubles.nvml.cells import Cell
 
 #: Ends the driver version that every node reports, so that nobody takes its numbers for a GPU's.
 MARKER = "-fabrictap-double"
 ANY = 0xFFFFFFFF
 MAX_GPUS = 16
-SUCCESS, NOT_SUPPORTED, DRIVER_NOT_LOADED = 0, 3, 9
+SUCCESS, DRIVER_NOT_LOADED = 0, 9
 XID_EVENT = 8
-NOT_AVAILABLE = (1 << 64) - 1
-_VALUES, _FIELDS, _LINKS, _GPM, _MIG, _NODE, _GPU_TEXTS, _NODE_TEXTS, _FUNCTIONS = range(9)
+NOT_AVAILABLE = cells.U64
 _KINDS = {"compute": 0, "graphics": 1, "mps": 2}
-TYPE_DOUBLE, TYPE_UNSIGNED_INT, TYPE_UNSIGNED_LONG_LONG = 0, 1, 3
-#: Fields that the driver answers as 32 bits; the rest are 64. A reader has to look at valueType anyway.
-_UINT_FIELDS = frozenset(
-    [
-        1,
-        2,
-        *range(29, 32),
-        *range(84, 96),
-        *range(132, 138),
-        *range(142, 148),
-        *range(164, 173),
-        199,
-        *range(226, 235),
-    ]
-)
 #: NVLink payload and what goes over the wire for it, and bytes per packet: assumptions, nothing measured.
 RAW_PER_DATA = (9, 8)
 BYTES_PER_PACKET = 256
@@ -77,85 +62,6 @@ class ThreadCalls:
     calls: dict[str, int]
 
 
-class _Control:
-    """libnvml_control.so, and its names by table."""
-
-    def __init__(self, path: Path) -> None:
-        self.lib = ctypes.CDLL(str(path))
-        self.lib.control_create.restype = self.lib.control_open.restype = ctypes.c_void_p
-        self.lib.control_name.restype = ctypes.c_char_p
-        self.lib.control_now.restype = self.lib.control_calls.restype = ctypes.c_uint64
-        self.lib.control_rule.restype = ctypes.c_uint32
-        for name in ("set", "rate", "width", "result", "remove", "get", "text", "gpus", "mig_generation",
-                     "processes", "unrule", "thread"):  # fmt: skip
-            getattr(self.lib, f"control_{name}").restype = ctypes.c_bool
-        self._numbers = {table: self._names(table) for table in range(9)}
-
-    def _names(self, table: int) -> dict[str, int]:
-        found: dict[str, int] = {}
-        while (name := self.lib.control_name(table, len(found))) is not None:
-            found[name.decode()] = len(found)
-        return found
-
-    def number(self, table: int, name: str) -> int:
-        """The index of ``name``. Raises KeyError with what there is."""
-        names = self._numbers[table]
-        if name not in names:
-            raise KeyError(f"{name}: not one of {', '.join(names)}")
-        return names[name]
-
-    def functions(self) -> dict[str, int]:
-        return self._numbers[_FUNCTIONS]
-
-
-class Cell:
-    """One number of a node. Counters and gauges alike; a percentage of GPM is in thousandths."""
-
-    def __init__(self, node: Node, table: int, gpu: int, index: int, scope: int, kind: int) -> None:
-        self._node = node
-        self._address = (table, gpu, index, scope)
-        self._kind = kind
-
-    def _call(self, function: str, *arguments: object) -> None:
-        lib = self._node.control.lib
-        if not getattr(lib, f"control_{function}")(self._node.pointer, *self._address, *arguments):
-            raise ValueError(
-                f"{function}: no such number (table, GPU, index, scope) {self._address}, or it is not set"
-            )
-
-    def set(self, value: int) -> Cell:
-        """Make it ``value`` from now on, modulo 2^64. Its rate and width stay."""
-        self._call("set", ctypes.c_uint64(value & NOT_AVAILABLE), self._kind)
-        return self
-
-    def rate(self, per_second: float) -> Cell:
-        """Let it advance ``per_second`` (in steps of a thousandth) from where it is."""
-        self._call("rate", ctypes.c_uint64(round(per_second * 1000)))
-        return self
-
-    def width(self, bits: int) -> Cell:
-        """Let it wrap at 2^bits."""
-        self._call("width", bits)
-        return self
-
-    def answer(self, code: int) -> Cell:
-        """Answer this nvmlReturn_t in place of the number; 0: the number again."""
-        self._call("result", code)
-        return self
-
-    def remove(self) -> Cell:
-        """NOT_SUPPORTED from now on."""
-        self._call("remove")
-        return self
-
-    def get(self) -> int | None:
-        """What it is now; None where nothing was set."""
-        value = ctypes.c_uint64()
-        lib = self._node.control.lib
-        there = lib.control_get(self._node.pointer, *self._address, ctypes.byref(value))
-        return value.value if there else None
-
-
 class Rule:
     """An error or a hang that is in force until withdrawn, or until its ``with`` block ends."""
 
@@ -177,11 +83,11 @@ class Rule:
 
 
 class Node:
-    """A node's file and what a test does to it. ``create`` makes one from a profile, ``Node(...)`` opens one."""
+    """A node's file and what a test does to it. ``create`` makes one of a profile, ``Node()`` opens one."""
 
     def __init__(self, built: builder.Built, path: Path, *, new: bool = False) -> None:
         self.path = path
-        self.control = _Control(built.control)
+        self.control = cells.Control(built.control)
         make = self.control.lib.control_create if new else self.control.lib.control_open
         address = make(str(path).encode())
         if not address:
@@ -191,8 +97,6 @@ class Node:
     @classmethod
     def create(cls, built: builder.Built, path: Path, profile: str) -> Node:
         """A new node as ``profile`` (a name in profiles/) describes it. ``path`` must not exist."""
-        from doubles.nvml import loader
-
         node = cls(built, path, new=True)
         loader.apply(node, loader.load(profile))
         return node
@@ -209,28 +113,32 @@ class Node:
 
     def value(self, gpu: int, name: str) -> Cell:
         """A number of a GPU (VALUES in names.h)."""
-        return Cell(self, _VALUES, gpu, self.control.number(_VALUES, name), 0, 0)
+        return Cell(
+            self.control, self.pointer, (cells.VALUES, gpu, self.control.number(cells.VALUES, name), 0)
+        )
 
     def field(self, gpu: int, field: int, link: int = 0) -> Cell:
         """A field id of nvmlDeviceGetFieldValues; ``link`` where the field has a scope."""
-        kind = TYPE_UNSIGNED_INT if field in _UINT_FIELDS else TYPE_UNSIGNED_LONG_LONG
-        return Cell(self, _FIELDS, gpu, field, link, kind)
+        kind = cells.TYPE_UNSIGNED_INT if field in cells.UINT_FIELDS else cells.TYPE_UNSIGNED_LONG_LONG
+        return Cell(self.control, self.pointer, (cells.FIELDS, gpu, field, link), kind)
 
     def link_value(self, gpu: int, link: int, name: str) -> Cell:
         """A number of an NVLink that is no field (LINK_VALUES in names.h)."""
-        return Cell(self, _LINKS, gpu, self.control.number(_LINKS, name), link, 0)
+        return Cell(
+            self.control, self.pointer, (cells.LINKS, gpu, self.control.number(cells.LINKS, name), link)
+        )
 
     def gpm(self, gpu: int, metric: int) -> Cell:
         """What GPM samples: percentages in thousandths; 255, 256, 261-332 and C2C 100-103 in bytes."""
-        return Cell(self, _GPM, gpu, metric, 0, 0)
+        return Cell(self.control, self.pointer, (cells.GPM, gpu, metric, 0))
 
     def mig_value(self, gpu: int, slot: int, name: str) -> Cell:
         """A number of a MIG instance (MIG_VALUES in names.h)."""
-        return Cell(self, _MIG, gpu, self.control.number(_MIG, name), slot, 0)
+        return Cell(self.control, self.pointer, (cells.MIG, gpu, self.control.number(cells.MIG, name), slot))
 
     def node_value(self, name: str) -> Cell:
         """A number of the node (NODE_VALUES in names.h)."""
-        return Cell(self, _NODE, 0, self.control.number(_NODE, name), 0, 0)
+        return Cell(self.control, self.pointer, (cells.NODE, 0, self.control.number(cells.NODE, name), 0))
 
     def gpus(self, count: int) -> None:
         """How many GPUs the node has."""
@@ -238,12 +146,14 @@ class Node:
 
     def text(self, gpu: int, name: str, text: str) -> None:
         """A text of a GPU (GPU_TEXTS in names.h)."""
-        self._text(_GPU_TEXTS, gpu, self.control.number(_GPU_TEXTS, name), text)
+        self._text(cells.GPU_TEXTS, gpu, self.control.number(cells.GPU_TEXTS, name), text)
 
     def versions(self, driver: str, nvml: str) -> None:
         """What the node says of its software; the driver's ends with MARKER."""
-        self._text(_NODE_TEXTS, 0, self.control.number(_NODE_TEXTS, "driver_version"), driver + MARKER)
-        self._text(_NODE_TEXTS, 0, self.control.number(_NODE_TEXTS, "nvml_version"), nvml)
+        self._text(
+            cells.NODE_TEXTS, 0, self.control.number(cells.NODE_TEXTS, "driver_version"), driver + MARKER
+        )
+        self._text(cells.NODE_TEXTS, 0, self.control.number(cells.NODE_TEXTS, "nvml_version"), nvml)
 
     def _text(self, table: int, gpu: int, index: int, text: str) -> None:
         self._must(self.control.lib.control_text(self.pointer, table, gpu, index, text.encode()), text)
@@ -304,7 +214,7 @@ class Node:
         self, gpu: int, *, tx_bytes_per_s: float | None = None, rx_bytes_per_s: float | None = None
     ) -> None:
         """Let the PCIe counters move at these rates, seen from the GPU."""
-        for name, rate, cells in (
+        for name, rate, counters in (
             ("pcie_tx_kb_per_s", tx_bytes_per_s, (self.field(gpu, 197), self.gpm(gpu, 255))),
             ("pcie_rx_kb_per_s", rx_bytes_per_s, (self.field(gpu, 198), self.gpm(gpu, 256))),
         ):
@@ -312,7 +222,7 @@ class Node:
                 continue
             if self.value(gpu, name).get() is not None:
                 self.value(gpu, name).set(int(rate / 1000))
-            for cell in cells:
+            for cell in counters:
                 if cell.get() is not None:
                     cell.rate(rate)
 
@@ -335,11 +245,11 @@ class Node:
         return self._rule(function, gpu, code, 0, 0.0)
 
     def hang(self, function: str, gpu: int | None = None, seconds: float | None = None) -> Rule:
-        """Let calls of ``function`` ("*": every one) hang for ``seconds`` (of the machine) or until withdrawn."""
+        """Let calls of ``function`` ("*": every one) hang for real ``seconds``, or until withdrawn."""
         return self._rule(function, gpu, SUCCESS, 1, seconds or 0.0)
 
     def _rule(self, function: str, gpu: int | None, code: int, hangs: int, seconds: float) -> Rule:
-        which = ANY if function == "*" else self.control.number(_FUNCTIONS, function)
+        which = ANY if function == "*" else self.control.number(cells.FUNCTIONS, function)
         number = self.control.lib.control_rule(
             self.pointer,
             which,
@@ -350,6 +260,26 @@ class Node:
         )
         self._must(bool(number), "another rule")
         return Rule(self, number)
+
+    def withdraw_all(self) -> None:
+        """Withdraw every rule; calls that hang go on."""
+        self.control.lib.control_unrule_all(self.pointer)
+
+    def reset_counters(self, gpu: int) -> None:
+        """Every traffic and error counter starts at 0 again, as when a GPU is reset. Their rates stay."""
+        scoped = [self.field(gpu, field, link) for field in cells.COUNTERS for link in range(cells.MAX_LINKS)]
+        scoped += [
+            self.link_value(gpu, link, name)
+            for name in ("crc_data_errors", "ecc_data_errors")
+            for link in range(cells.MAX_LINKS)
+        ]
+        plain = [self.gpm(gpu, metric) for metric in cells.GPM_COUNTERS]
+        plain += [
+            self.value(gpu, name)
+            for name in ("ecc_corrected_volatile", "ecc_uncorrected_volatile", "energy_mj")
+        ]
+        for cell in (*scoped, *plain):
+            cell.reset()
 
     def unload_driver(self, answer: int = DRIVER_NOT_LOADED) -> None:
         """Every call answers ``answer``, nvmlInit DRIVER_NOT_LOADED."""
@@ -376,7 +306,7 @@ class Node:
     def processes(self, gpu: int, kind: str, processes: Sequence[Process]) -> None:
         """The GPU's list of "compute", "graphics" or "mps" processes, from now on."""
         rows = (_Process * len(processes))(
-            *((p.pid, p.memory, p.gpu_instance, p.compute_instance) for p in processes)
+            *(_Process(p.pid, p.memory, p.gpu_instance, p.compute_instance) for p in processes)
         )
         done = self.control.lib.control_processes(self.pointer, gpu, _KINDS[kind], rows, len(processes))
         self._must(done, f"{len(processes)} processes")
@@ -384,7 +314,7 @@ class Node:
     def add_mig(self, gpu: int, slot: int, uuid: str, **values: int) -> None:
         """Make an instance in ``slot``: what nvmlDeviceGetMigDeviceHandleByIndex is asked for."""
         self._must(self.control.lib.control_mig_generation(self.pointer, gpu, slot), f"MIG slot {slot}")
-        self._text(_MIG, gpu, slot, uuid)
+        self._text(cells.MIG, gpu, slot, uuid)
         for name, value in values.items():
             self.mig_value(gpu, slot, name).set(value)
         self.mig_value(gpu, slot, "present").set(1)
@@ -399,15 +329,24 @@ class Node:
         """Calls of ``function`` since the start or ``forget_calls``: all, or those on one GPU."""
         which = ANY if gpu is None else gpu
         return int(
-            self.control.lib.control_calls(self.pointer, self.control.number(_FUNCTIONS, function), which)
+            self.control.lib.control_calls(
+                self.pointer, self.control.number(cells.FUNCTIONS, function), which
+            )
         )
 
     def inside(self, function: str) -> int:
         """Calls of ``function`` that hang, or wait for an event, now."""
-        return int(self.control.lib.control_inside(self.pointer, self.control.number(_FUNCTIONS, function)))
+        return int(
+            self.control.lib.control_inside(self.pointer, self.control.number(cells.FUNCTIONS, function))
+        )
 
     def threads(self) -> list[ThreadCalls]:
-        """Every thread of every process that called since the start, with its calls since ``forget_calls``."""
+        """Every thread of every process that ever called, with its calls since ``forget_calls``.
+
+        Raises RuntimeError when there were more than the node has room for: then some calls are nobody's.
+        """
+        if lost := self.control.lib.control_threads_lost(self.pointer):
+            raise RuntimeError(f"{lost} calls came from more threads than the NVML stand-in keeps")
         names = list(self.control.functions())
         counts = (ctypes.c_uint32 * len(names))()
         pid, tid = ctypes.c_int32(), ctypes.c_int32()

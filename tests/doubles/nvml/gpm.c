@@ -1,5 +1,7 @@
-/* GPM: two samples of a GPU's counters, and metrics from their difference. Not in drivers before 520. */
+/* GPM: two samples of a GPU's counters, and metrics from their difference. Not in drivers of branch 470. */
 #include "call.h"
+
+#if BRANCH >= 535
 
 #include <stdlib.h>
 
@@ -113,7 +115,8 @@ static nvmlReturn_t all_links(const struct interval *in, unsigned int first, dou
 
 static nvmlReturn_t metric(const struct call *call, const struct interval *in, unsigned int id, double *value)
 {
-    if (id == 0 || id >= MAX_METRICS)
+    uint64_t limit = number_of(call, &call->node->value[N_gpm_limit]);
+    if (id == 0 || id >= MAX_METRICS || (limit && id >= limit))
         return NVML_ERROR_INVALID_ARGUMENT;
     if (id == NVML_GPM_METRIC_PCIE_TX_PER_SEC || id == NVML_GPM_METRIC_PCIE_RX_PER_SEC)
         return rate(in, NVML_GPM_METRIC_PCIE_TX + (id - NVML_GPM_METRIC_PCIE_TX_PER_SEC), value);
@@ -158,3 +161,4 @@ EXPORT nvmlReturn_t nvmlGpmMetricsGet(nvmlGpmMetricsGet_t *get)
     }
     return NVML_SUCCESS;
 }
+#endif

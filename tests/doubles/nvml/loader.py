@@ -3,12 +3,12 @@
 A profile is a mapping; its first comment says what machine it is after and what in it is assumed.
 
 - ``driver``, ``nvml``: versions; ``node``: numbers of the node (NODE_VALUES in names.h).
-- ``gpus.count``; ``gpus.texts`` and ``gpus.values`` (GPU_TEXTS, VALUES): one for all GPUs, or a list with one each.
-  A text may hold ``{index}``. ``gpus.rates``: what of ``values`` moves, per second.
+- ``gpus.count``; ``gpus.texts`` and ``gpus.values`` (GPU_TEXTS, VALUES): one for all GPUs, or a list with one
+  each. A text may hold ``{index}``. ``gpus.rates``: what of ``values`` moves, per second.
 - ``gpus.fields``: field ids without scope, by NVML's name without NVML_FI_DEV_.
 - ``gpus.gpm``: percentages, by NVML's name without NVML_GPM_METRIC_.
-- ``nvlink``: ``links``; ``fields`` of each link, ``values`` (LINK_VALUES); ``switches``: bus of the switch at the end
-  of each link; ``views``: the counters that this GPU has of its traffic (throughput, packets, gpm);
+- ``nvlink``: ``links``; ``fields`` of each link, ``values`` (LINK_VALUES); ``switches``: bus of the switch at
+  the end of each link; ``views``: the counters that this GPU has of its traffic (throughput, packets, gpm);
   ``tx_bytes_per_s`` and ``rx_bytes_per_s`` of each link.
 - ``c2c``: ``links``, ``fields`` of each, ``bytes_per_s`` in each direction.
 - ``pcie``: ``views`` (fields, gpm), ``tx_bytes_per_s`` and ``rx_bytes_per_s``.

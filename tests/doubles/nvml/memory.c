@@ -35,7 +35,7 @@ EXPORT nvmlReturn_t nvmlDeviceGetMemoryInfo(nvmlDevice_t device, nvmlMemory_t *o
     return result;
 }
 
-#ifndef LEGACY
+#if BRANCH >= 535
 EXPORT nvmlReturn_t nvmlDeviceGetMemoryInfo_v2(nvmlDevice_t device, nvmlMemory_v2_t *out)
 {
     CALL(nvmlDeviceGetMemoryInfo_v2, TO_DEVICE, device);

@@ -63,7 +63,7 @@
 /* Numbers of the node. */
 #define NODE_VALUES(X) \
     X(cuda_version) X(confidential_environment) X(confidential_feature) X(confidential_devtools) \
-    X(confidential_multi_gpu) X(field_limit) X(pcie_sample_ms)
+    X(confidential_multi_gpu) X(field_limit) X(gpm_limit) X(pcie_sample_ms)
 
 /* Texts of a GPU, and of the node. */
 #define GPU_TEXTS(X) X(name) X(uuid) X(serial) X(cluster_uuid)

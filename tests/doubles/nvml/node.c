@@ -1,5 +1,4 @@
 /* The node's file: creating, mapping, locking, waiting, its clock. Part of the library and of the control. */
-#define _GNU_SOURCE
 #include "node.h"
 
 #include <errno.h>

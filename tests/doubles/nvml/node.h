@@ -6,6 +6,10 @@
  * a futex that every change moves. No condition variable: a waiter that is killed would spoil it for the others. */
 #pragma once
 
+#ifndef _GNU_SOURCE
+#define _GNU_SOURCE
+#endif
+
 #include <pthread.h>
 #include <stdbool.h>
 #include <stdint.h>

@@ -89,7 +89,6 @@ EXPORT nvmlReturn_t nvmlDeviceGetNvLinkRemotePciInfo_v2(nvmlDevice_t device, uns
     return NVML_SUCCESS;
 }
 
-#ifndef LEGACY
 EXPORT nvmlReturn_t nvmlDeviceGetNvLinkRemoteDeviceType(nvmlDevice_t device, unsigned int link, unsigned int *type)
 {
     NVLINK_CALL(nvmlDeviceGetNvLinkRemoteDeviceType);
@@ -97,6 +96,7 @@ EXPORT nvmlReturn_t nvmlDeviceGetNvLinkRemoteDeviceType(nvmlDevice_t device, uns
     return read_u32(&call, &call.gpu->link[link][L_remote_type], type);
 }
 
+#if BRANCH >= 535
 static void cluster(const struct call *call, unsigned char uuid[16])
 {
     memset(uuid, 0, 16);
@@ -127,6 +127,7 @@ EXPORT nvmlReturn_t nvmlDeviceGetGpuFabricInfo(nvmlDevice_t device, nvmlGpuFabri
     return NVML_SUCCESS;
 }
 
+#if BRANCH > 535
 EXPORT nvmlReturn_t nvmlDeviceGetGpuFabricInfoV(nvmlDevice_t device, nvmlGpuFabricInfo_v3_t *out)
 {
     CALL(nvmlDeviceGetGpuFabricInfoV, TO_GPU, device);
@@ -147,4 +148,5 @@ EXPORT nvmlReturn_t nvmlDeviceGetGpuFabricInfoV(nvmlDevice_t device, nvmlGpuFabr
         out->healthSummary = (unsigned char)number(&call, V_fabric_health_summary);
     return NVML_SUCCESS;
 }
+#endif
 #endif

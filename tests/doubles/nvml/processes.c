@@ -32,7 +32,7 @@ static nvmlReturn_t processes(const struct call *call, unsigned int kind, unsign
 LIST(nvmlDeviceGetComputeRunningProcesses_v2, COMPUTE)
 LIST(nvmlDeviceGetGraphicsRunningProcesses_v2, GRAPHICS)
 LIST(nvmlDeviceGetMPSComputeRunningProcesses_v2, MPS)
-#ifndef LEGACY
+#if BRANCH >= 535
 LIST(nvmlDeviceGetComputeRunningProcesses_v3, COMPUTE)
 LIST(nvmlDeviceGetGraphicsRunningProcesses_v3, GRAPHICS)
 LIST(nvmlDeviceGetMPSComputeRunningProcesses_v3, MPS)

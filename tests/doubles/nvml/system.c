@@ -34,6 +34,7 @@ EXPORT const char *nvmlErrorString(nvmlReturn_t result)
         [NVML_ERROR_NOT_READY] = "Not ready",
         [NVML_ERROR_GPU_NOT_FOUND] = "GPU not found",
         [NVML_ERROR_INVALID_STATE] = "Invalid state",
+        [NVML_ERROR_RESET_TYPE_NOT_SUPPORTED] = "Reset type not supported",
     };
     if ((unsigned int)result < sizeof texts / sizeof *texts)
         return texts[result];

@@ -75,8 +75,8 @@ def test_every_field_of_a_gpu_is_the_series_that_it_means(engine, node):
         ("nvlink_effective", None): 1219,
         ("nvlink_ecc", None): 1220,
     }
-    assert one.value(catalog.GPU_ROW_REMAPPING, gpu__row_remap__state="failed") == 395
-    assert one.value(catalog.GPU_ROW_REMAPPING, gpu__row_remap__state="pending") == 396
+    assert one.value(catalog.GPU_ROW_REMAPPING, gpu__row_remap__state="failed") == 1
+    assert one.value(catalog.GPU_ROW_REMAPPING, gpu__row_remap__state="pending") == 1
     kind = "gpu__nvlink__bit_error__kind"
     assert one.value(catalog.NVLINK_BIT_ERRORS, **{kind: "symbol"}) == pytest.approx(0.01216)
     assert one.value(catalog.NVLINK_BIT_ERRORS, **{kind: "effective"}) == pytest.approx(0.01218)

@@ -47,6 +47,15 @@ class Inventory:
                 attributes["rdma.memory_region.remote_atomic"] = atomic
             put(catalog.MR_COUNT, attributes, count)
             put(catalog.MR_SIZE, attributes, size)
+        for (provider, metric_name, reason), gpus in self._ledger.providers.availability().items():
+            labels: dict[str, AttributeValue] = {
+                "fabrictap.provider": provider,
+                "fabrictap.metric": metric_name,
+            }
+            if reason is None:
+                put(catalog.METRIC_AVAILABLE, labels, gpus)
+            else:
+                put(catalog.METRIC_UNAVAILABLE, labels | {"fabrictap.unavailable.reason": reason}, gpus)
         for key, series in self._live.items():
             if key not in live:
                 # What is no more is 0 once: a queue pair that changed its state is not counted twice.
@@ -79,6 +88,8 @@ class Inventory:
             ("processes", len(ledger.processes), ledger.processes.dropped),
             ("flows", len(ledger.flows), 0),
             ("spans", ledger.flows.waiting, ledger.flows.dropped),
+            ("gpus", len(ledger.gpus), ledger.gpus.dropped),
+            ("gpu_figures", len(ledger.providers), ledger.providers.dropped),
         ):
             attributes = {"fabrictap.table": name}
             self._series.series(catalog.TABLE_ENTRIES, attributes, now_ns).set(entries, now_ns)

@@ -158,6 +158,21 @@ class Providers:
         """The provider that writes ``figure`` now."""
         return next((offer.provider for offer in self._figures.get(figure, ()) if offer.chosen), None)
 
+    def of(self, gpu: str) -> dict[str, tuple[str | None, str]]:
+        """Metric -> (provider that writes it, ""), or (None, the reason of the best provider there is)."""
+        found: dict[str, tuple[str | None, str]] = {}
+        for figure, offers in self._figures.items():
+            if figure.gpu != gpu:
+                continue
+            chosen = next((offer.provider for offer in offers if offer.chosen), None)
+            known = found.get(figure.metric)
+            if chosen is not None and (known is None or known[0] is None):
+                found[figure.metric] = (chosen, "")
+            elif known is None:
+                reasons = [offer.reason for offer in offers if offer.reason is not None]
+                found[figure.metric] = (None, min(reasons, key=REASONS.index, default="no_data"))
+        return found
+
     def availability(self) -> dict[tuple[str, str, str | None], int]:
         """(provider, metric, reason) -> number of GPUs and MIG instances; reason None: delivered.
 

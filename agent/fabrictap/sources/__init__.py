@@ -51,5 +51,19 @@ class Source(Protocol[SampleT]):
 class Expiring(Protocol):
     """A source whose figures must not be exported while it hangs, for they would pass for new ones."""
 
-    def hung(self) -> None:
+    def hung(self, now_ns: int) -> None:
         """End what is not known any more. Called under the node's lock, before each export of a hang."""
+
+
+@runtime_checkable
+class FastSource(Protocol):
+    """A source whose counters are also read between two samples, for the peaks of their rates."""
+
+    #: Seconds between two fast samples; 0 for none. The runner makes it longer where that costs too much.
+    fast_interval: float
+
+    def sample_fast(self) -> None:
+        """Read the fast counters into memory of the source's own. In its thread; may block."""
+
+    def fold_fast(self, now_ns: int) -> None:
+        """Fold them into their series. Under the node's lock; the time is that of the reading."""

@@ -18,6 +18,7 @@ from fabrictap.ledger.devices import DeviceFilter
 from fabrictap.sources.infiniband import sysfs as ib_sysfs
 from fabrictap.sources.verbs import providers
 from fabrictap.version import VERSION
+from fabrictap.view import gpus
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,7 +79,9 @@ def examine(config: Config, *, quick: bool = False) -> Iterator[Check]:
     yield from _devices(config)
     if not quick:
         yield from _providers()
-    yield _gpus()
+        yield from _gpus(config)
+    else:
+        yield _gpu_library(config)
 
 
 def main(config: Config, *, as_json: bool) -> int:
@@ -244,16 +247,30 @@ def _providers() -> Iterator[Check]:
         yield Check(place.function, "ok", found, cost)
 
 
-def _gpus() -> Check:
-    found = []
-    for names in (("libnvidia-ml.so.1",), ("libdcgm.so.4", "libdcgm.so.3")):
-        for name in names:
-            try:
-                ctypes.CDLL(name)
-            except OSError:
-                continue
-            found.append(name)
-            break
-    if found:
-        return Check("GPUs", "absent", f"not watched by this version, though {' and '.join(found)} is there")
-    return Check("GPUs", "absent", "not watched by this version; no NVML and no DCGM here either")
+def _gpu_library(config: Config) -> Check:
+    library = config.sources.nvml.library
+    try:
+        ctypes.CDLL(library)
+    except OSError:
+        return Check("GPUs", "absent", f"no {library} here")
+    if not config.sources.nvml.enabled:
+        return Check("GPUs", "absent", f"not watched: sources.nvml.enabled is false; {library} is there")
+    return Check("GPUs", "ok", f"watched by {library}")
+
+
+def _gpus(config: Config) -> Iterator[Check]:
+    library = _gpu_library(config)
+    if not library.ok:
+        yield library
+        return
+    report = gpus.look(config)
+    if report.problem is not None:
+        yield Check("GPUs", "missing", report.problem, "no NVLink, PCIe and memory figures of any GPU")
+    for one in report.gpus:
+        what = f"GPU {one.gpu.index} {one.gpu.id}"
+        if one.trouble is not None:
+            fix = "nvidia-smi -q and dmesg say more; what it asks for is a reset or a reboot"
+            yield Check(what, "missing", one.trouble, "no figures of this GPU", fix)
+            continue
+        lacks = "; ".join(f"{reason}: {', '.join(names)}" for reason, names in sorted(one.missing.items()))
+        yield Check(what, "ok", gpus.describe(one), f"does not have: {lacks}" if lacks else "")

@@ -7,7 +7,7 @@ Units and meanings: dcgm_fields.h and, where that is silent, DcgmCacheManager.cp
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from fabrictap import catalog
 from fabrictap.catalog import Kind, Metric
@@ -47,12 +47,16 @@ class Point:
 
 @dataclass(frozen=True, slots=True)
 class Bundle:
-    """What is delivered by one provider or another as a whole: ``name`` and ``part`` of its Figure."""
+    """What is delivered by one provider or another as a whole: ``name`` and ``part`` of its Figure.
+
+    ``by_link``: another provider may have it link by link, each link a figure of its own, ``part.link``.
+    """
 
     name: str
     part: str | int | None
     points: tuple[Point, ...]
     rate: bool = False
+    by_link: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,19 +95,29 @@ def _over(interconnect: str) -> tuple[str, str]:
     return (catalog.GPU_INTERCONNECT.name, interconnect)
 
 
-def _error(hw_type: str, kind: str, *points: tuple[int, Attributes]) -> Bundle:
-    """One kind of error, named as NVML's of the same meaning are (sources/nvml/fields.py)."""
-    head = ((catalog.HW_TYPE.name, hw_type), (catalog.ERROR_TYPE.name, kind))
-    return Bundle(
-        catalog.ERRORS.name,
-        kind,
-        tuple(Point(field, catalog.ERRORS, (*head, *attributes)) for field, attributes in points),
+def _error(hw_type: str, kind: str, field: int) -> Bundle:
+    """One kind of error, named as NVML's of the same meaning is (sources/nvml/fields.py)."""
+    attributes = ((catalog.HW_TYPE.name, hw_type), (catalog.ERROR_TYPE.name, kind))
+    return Bundle(catalog.ERRORS.name, kind, (Point(field, catalog.ERRORS, attributes),))
+
+
+def _link_errors(kind: str, field: int) -> Bundle:
+    """Errors of all links of a GPU in one, where others may have them link by link."""
+    return replace(_error("gpu", kind, field), by_link=True)
+
+
+def _ecc(kind: str, span: str, field: int) -> Bundle:
+    attributes = (
+        (catalog.HW_TYPE.name, "gpu"),
+        (catalog.ERROR_TYPE.name, kind),
+        (catalog.GPU_MEMORY_SPAN.name, span),
     )
+    return Bundle(catalog.ERRORS.name, f"{kind}.{span}", (Point(field, catalog.ERRORS, attributes),))
 
 
-def _ecc(kind: str, volatile: int, aggregate: int) -> Bundle:
-    span = catalog.GPU_MEMORY_SPAN.name
-    return _error("gpu", kind, (volatile, ((span, "volatile"),)), (aggregate, ((span, "aggregate"),)))
+def _row_remap(state: str, field: int) -> Bundle:
+    point = Point(field, catalog.GPU_ROW_REMAPPING, ((catalog.GPU_ROW_REMAP.name, state),))
+    return Bundle(catalog.GPU_ROW_REMAPPING.name, state, (point,))
 
 
 _MEMORY = (
@@ -120,24 +134,20 @@ _GPU = (
             *_MEMORY,
             Bundle(catalog.GPU_BAR1_LIMIT.name, None, (Point(90, catalog.GPU_BAR1_LIMIT, scale=_MIB),)),
             Bundle(catalog.GPU_BAR1_USAGE.name, None, (Point(92, catalog.GPU_BAR1_USAGE, scale=_MIB),)),
-            _error("gpu", "pcie_replay", (202, ())),
-            _ecc("ecc_corrected", 310, 312),
-            _ecc("ecc_uncorrected", 311, 313),
-            _error("gpu", "row_remap_corrected", (394, ())),
-            _error("gpu", "row_remap_uncorrected", (393, ())),
-            Bundle(
-                catalog.GPU_ROW_REMAPPING.name,
-                None,
-                (
-                    Point(395, catalog.GPU_ROW_REMAPPING, ((catalog.GPU_ROW_REMAP.name, "failed"),)),
-                    Point(396, catalog.GPU_ROW_REMAPPING, ((catalog.GPU_ROW_REMAP.name, "pending"),)),
-                ),
-            ),
-            # the sums over all links, of NVLink before 5
-            _error("gpu", "nvlink_crc", (409, ())),
-            _error("gpu", "nvlink_crc_data", (419, ())),
-            _error("gpu", "nvlink_replay", (429, ())),
-            _error("gpu", "nvlink_recovery", (439, ())),
+            _error("gpu", "pcie_replay", 202),
+            _ecc("ecc_corrected", "volatile", 310),
+            _ecc("ecc_uncorrected", "volatile", 311),
+            _ecc("ecc_corrected", "aggregate", 312),
+            _ecc("ecc_uncorrected", "aggregate", 313),
+            _error("gpu", "row_remap_uncorrected", 393),
+            _error("gpu", "row_remap_corrected", 394),
+            _row_remap("failed", 395),
+            _row_remap("pending", 396),
+            # NVLink before 5
+            _link_errors("nvlink_crc", 409),
+            _link_errors("nvlink_crc_data", 419),
+            _link_errors("nvlink_replay", 429),
+            _link_errors("nvlink_recovery", 439),
         ),
         (XID,),
     ),
@@ -145,18 +155,18 @@ _GPU = (
         "nvlink5",
         (
             Bundle(catalog.GPU_IO.name, "nvlink", _both(1201, 1203, catalog.GPU_IO, _over("nvlink"))),
-            _error("gpu", "nvlink_malformed_packet", (1204, ())),
-            _error("gpu", "nvlink_buffer_overrun", (1205, ())),
-            _error("gpu", "nvlink_receive", (1206, ())),
-            _error("gpu", "nvlink_receive_remote", (1207, ())),
-            _error("gpu", "nvlink_receive_general", (1208, ())),
-            _error("gpu", "nvlink_local_integrity", (1209, ())),
-            _error("gpu", "nvlink_transmit_discard", (1210, ())),
-            _error("gpu", "nvlink_recovery_failed", (1212, ())),
-            _error("gpu", "nvlink_recovery", (1213, ())),
-            _error("gpu", "nvlink_symbol", (1214, ())),
-            _error("gpu", "nvlink_effective", (1219, ())),
-            _error("gpu", "nvlink_ecc", (1220, ())),
+            _link_errors("nvlink_malformed_packet", 1204),
+            _link_errors("nvlink_buffer_overrun", 1205),
+            _link_errors("nvlink_receive", 1206),
+            _link_errors("nvlink_receive_remote", 1207),
+            _link_errors("nvlink_receive_general", 1208),
+            _link_errors("nvlink_local_integrity", 1209),
+            _link_errors("nvlink_transmit_discard", 1210),
+            _link_errors("nvlink_recovery_failed", 1212),
+            _link_errors("nvlink_recovery", 1213),
+            _link_errors("nvlink_symbol", 1214),
+            _link_errors("nvlink_effective", 1219),
+            _link_errors("nvlink_ecc", 1220),
             Bundle(
                 catalog.NVLINK_BIT_ERRORS.name,
                 None,
@@ -228,11 +238,11 @@ _LINK = (
         "switch_link",
         (
             Bundle(catalog.NVSWITCH_LINK_TRAFFIC.name, None, _both(780, 781, catalog.NVSWITCH_LINK_TRAFFIC)),
-            _error("network", "nvswitch_replay", (784, ())),
-            _error("network", "nvswitch_recovery", (785, ())),
-            _error("network", "nvswitch_flit", (786, ())),
-            _error("network", "nvswitch_crc", (787, ())),
-            _error("network", "nvswitch_ecc", (788, ())),
+            _error("network", "nvswitch_replay", 784),
+            _error("network", "nvswitch_recovery", 785),
+            _error("network", "nvswitch_flit", 786),
+            _error("network", "nvswitch_crc", 787),
+            _error("network", "nvswitch_ecc", 788),
         ),
         (LINK_STATUS,),
     ),

@@ -35,7 +35,7 @@ class Dcgm:
         self.errors: dict[str, int] = {}
         self._settings = settings
         self._clock = clock
-        self._figures = Figures(series, ledger.providers)
+        self._figures = Figures(series, ledger)
         self._session: Session | None = None
         #: Whether an engine was there once: one that was and is not is missed, whatever was asked for.
         self._seen = False
@@ -68,9 +68,9 @@ class Dcgm:
         """Put a sample into the series."""
         self._figures.fold(sample, now_ns)
 
-    def hung(self) -> None:
+    def hung(self, now_ns: int) -> None:
         """A call hangs: what was known is not known any more. Under the node's lock."""
-        self._figures.give_up("hung")
+        self._figures.give_up("hung", now_ns)
 
     def close(self) -> None:
         """Take back everything at the engine and disconnect."""

@@ -288,7 +288,7 @@ GPU_BIT_ERROR_KIND = Attribute(
     "symbol: before error correction; effective: what is left after it",
     ("symbol", "effective"),
 )
-NVSWITCH_LINK = Attribute("nvswitch.link", int, "Number of the link on its NVSwitch, from 0")
+NVSWITCH_LINK = Attribute("gpu.nvswitch.link", int, "Number of the link on its NVSwitch, from 0")
 GPU_PROCESS_TYPE = Attribute(
     "gpu.process.type", str, "What the process uses the GPU for", ("compute", "graphics", "mps")
 )
@@ -527,7 +527,7 @@ NVLINK_BIT_ERRORS = Metric(
     (*_GPU, GPU_BIT_ERROR_KIND),
 )
 NVSWITCH_TRAFFIC = Metric(
-    "nvswitch.traffic",
+    "gpu.nvswitch.traffic",
     Kind.COUNTER,
     "{count}",
     "The NVSwitch's own throughput counter, summed over its links. What one count is worth depends on the "
@@ -535,14 +535,14 @@ NVSWITCH_TRAFFIC = Metric(
     (HW_ID, PROVIDER, IO_DIRECTION),
 )
 NVSWITCH_LINK_TRAFFIC = Metric(
-    "nvswitch.link.traffic",
+    "gpu.nvswitch.link.traffic",
     Kind.COUNTER,
     "{count}",
     "The same of one link of the NVSwitch",
     (HW_ID, PROVIDER, NVSWITCH_LINK, IO_DIRECTION),
 )
 NVSWITCH_LINK_UP = Metric(
-    "nvswitch.link.up",
+    "gpu.nvswitch.link.up",
     Kind.UPDOWNCOUNTER,
     "{link}",
     "1 while the link of the NVSwitch is active, else 0; links that were never active are left out",

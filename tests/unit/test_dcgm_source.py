@@ -118,13 +118,13 @@ def test_a_switch_its_used_links_and_a_cpu(engine, node):
     for direction, total, link in (("transmit", 861, 780), ("receive", 862, 781)):
         assert one.value(catalog.NVSWITCH_TRAFFIC, network__io__direction=direction, **switch) == total
         for number in (0, 2):
-            where = {"nvswitch__link": number, "network__io__direction": direction}
+            where = {"gpu__nvswitch__link": number, "network__io__direction": direction}
             assert one.value(catalog.NVSWITCH_LINK_TRAFFIC, **where, **switch) == link
-    assert {s.attributes["nvswitch.link"]: s.value for s in one.find(catalog.NVSWITCH_LINK_UP)} == {
+    assert {s.attributes["gpu.nvswitch.link"]: s.value for s in one.find(catalog.NVSWITCH_LINK_UP)} == {
         0: 1,
         2: 0,
     }
-    errors = one.find(catalog.ERRORS, hw__type="network", nvswitch__link=0, **switch)
+    errors = one.find(catalog.ERRORS, hw__type="network", gpu__nvswitch__link=0, **switch)
     assert {s.attributes["error.type"]: s.value for s in errors} == {
         "nvswitch_replay": 784,
         "nvswitch_recovery": 785,
@@ -142,7 +142,7 @@ def test_a_link_that_was_active_is_told_when_it_goes_down(engine, node):
     one = node()
     engine.set(LINK, SWITCH | 2 << 24, 870, 0)
     one.tick()
-    assert one.value(catalog.NVSWITCH_LINK_UP, nvswitch__link=0) == 0
+    assert one.value(catalog.NVSWITCH_LINK_UP, gpu__nvswitch__link=0) == 0
 
 
 @pytest.mark.parametrize(

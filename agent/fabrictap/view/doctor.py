@@ -18,7 +18,7 @@ from fabrictap.ledger.devices import DeviceFilter
 from fabrictap.sources.infiniband import sysfs as ib_sysfs
 from fabrictap.sources.verbs import providers
 from fabrictap.version import VERSION
-from fabrictap.view import gpus
+from fabrictap.view import dcgm, gpus
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,6 +80,7 @@ def examine(config: Config, *, quick: bool = False) -> Iterator[Check]:
     if not quick:
         yield from _providers()
         yield from _gpus(config)
+        yield from _dcgm(config)
     else:
         yield _gpu_library(config)
 
@@ -274,3 +275,23 @@ def _gpus(config: Config) -> Iterator[Check]:
             continue
         lacks = "; ".join(f"{reason}: {', '.join(names)}" for reason, names in sorted(one.missing.items()))
         yield Check(what, "ok", gpus.describe(one), f"does not have: {lacks}" if lacks else "")
+
+
+def _dcgm(config: Config) -> Iterator[Check]:
+    settings = config.sources.dcgm
+    if settings.enabled == "off":
+        yield Check("DCGM", "absent", "not watched: sources.dcgm.enabled is off")
+        return
+    report = dcgm.look(config)
+    cost = "no NVSwitches, no memory bandwidth of GPUs before Hopper, no CPUs of Grace"
+    if report.problem is not None:
+        fix = "systemctl status nvidia-dcgm; another address or library: sources.dcgm in the configuration"
+        if report.absent:
+            yield Check("DCGM", "absent", report.problem, cost)
+        else:
+            yield Check("DCGM", "missing", report.problem, cost, fix)
+        return
+    lacks = "; ".join(f"{reason}: {', '.join(names)}" for reason, names in report.missing.items())
+    yield Check("DCGM", "ok", report.found, f"does not have: {lacks}" if lacks else "")
+    for words in report.refused:
+        yield Check("DCGM refuses", "ok", words)

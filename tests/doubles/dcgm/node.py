@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from pathlib import Path
 
 from doubles.dcgm import double
@@ -26,6 +27,8 @@ class Node:
         self.series = SeriesTable(self.config.limits.series)
         self.ledger = Ledger(self.config)
         self.now = 100.0
+        #: Guards series and ledger where a runner drives the source.
+        self.lock = threading.Lock()
         self.source = source.Dcgm(self.config.sources.dcgm, self.series, self.ledger, clock=lambda: self.now)
 
     def tick(self, seconds: float = 10.0) -> Sample:
@@ -36,11 +39,14 @@ class Node:
 
     def find(self, metric: Metric, **attributes: object) -> list[Series]:
         wanted = {name.replace("__", "."): value for name, value in attributes.items()}
-        return [
-            series
-            for series in self.series
-            if series.metric is metric and not series.ended and wanted.items() <= series.attributes.items()
-        ]
+        with self.lock:
+            return [
+                series
+                for series in self.series
+                if series.metric is metric
+                and not series.ended
+                and wanted.items() <= series.attributes.items()
+            ]
 
     def value(self, metric: Metric, **attributes: object) -> object:
         (found,) = self.find(metric, **attributes)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from pathlib import Path
 
 import pytest
 
@@ -15,6 +16,7 @@ from fabrictap.config import Config, Dcgm
 from fabrictap.journal import Journal
 from fabrictap.ledger.gpus import Gpu
 from fabrictap.ledger.providers import NVML, Figure
+from fabrictap.node import Node as AgentNode
 from fabrictap.runner import Runner
 from fabrictap.selfwatch import SelfWatch
 from fabrictap.series import in_memory
@@ -199,3 +201,38 @@ def test_doctor_does_not_wait_for_ever(engine, libraries, monkeypatch):
     engine.release()
     (thread,) = [one for one in threading.enumerate() if one.name == "doctor-dcgm"]
     thread.join(10)
+
+
+def test_the_agent_exports_on_while_dcgm_hangs_and_nothing_of_dcgms_as_if_it_were_new(
+    engine, libraries, tmp_path
+):
+    hopper(engine)
+    made = config(libraries[4], interval=0.1)
+    for name in ("infiniband", "rdma_netlink", "verbs", "nvml"):
+        getattr(made.sources, name).enabled = False
+    made.export.otlp.metrics.enabled = made.export.otlp.traces.enabled = False
+    made.export.file.path = str(tmp_path / "out.jsonl")
+    made.ring.path = str(tmp_path / "ring")
+    agent = AgentNode(made)
+    (runner,) = agent.runners
+    runner.source.deadline = 0.2
+
+    def mine() -> int:
+        with agent._lock:
+            return sum(
+                series.attributes.get("fabrictap.provider") == "dcgm" and "hw.id" in series.attributes
+                for series in agent.series
+                if not series.ended
+            )
+
+    try:
+        runner.start()
+        eventually(mine, "the first values")
+        engine.hang("latest")
+        eventually(lambda: runner.hung is not None, "the hang is noticed")
+        agent._export()
+        assert mine() == 0
+        eventually(Path(made.export.file.path).exists, "the export that went on")
+    finally:
+        engine.release()
+        agent._end()

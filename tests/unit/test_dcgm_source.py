@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import itertools
+import math
 
 import pytest
 
@@ -614,6 +615,27 @@ def test_any_call_may_fail_with_anything_at_any_time(engine, libraries, call, co
     one.tick()
     assert one.value(catalog.GPU_MEMORY_USAGE, hw__id=H0) == 252 * MIB
     one.source.close()
+
+
+@pytest.mark.parametrize("kind", [1, 2])
+@pytest.mark.parametrize("seed", range(1, 6))
+def test_an_engine_that_answers_random_bytes_is_survived(engine, node, seed, kind):
+    hopper(engine)
+    everything_else(engine)
+    one = node()
+    engine.control.seed = 0x9E3779B9 * seed & 0xFFFFFFFF
+    engine.control.garbage = kind
+    for _ in range(40):
+        one.tick(61)  # with a rescan each time
+        for series in one.live():
+            assert isinstance(series.value, (int, float))
+            assert math.isfinite(series.value)
+            assert 0 <= series.value < 1 << 63 or series.metric is catalog.GPU_TEMPERATURE
+            assert series.attributes["hw.id"].isprintable()
+    engine.control.garbage = 0
+    for _ in range(3):
+        one.tick(61)
+    assert one.value(catalog.GPU_MEMORY_USAGE, hw__id=H0) == 252 * MIB
 
 
 def test_nothing_is_left_at_the_engine_after_any_number_of_opens(engine, libraries):

@@ -74,6 +74,8 @@ struct control {
 	uint32_t hang; /* call number + 1 that does not come back until this changes */
 	uint32_t hanging; /* threads in such a call */
 	uint32_t shuffle; /* give values in reverse order */
+	uint32_t garbage; /* 1: values are random; 2: their keys and version too. The next seed is left here */
+	uint32_t seed;
 	uint32_t short_by; /* leave so many values at the end untouched */
 	int32_t answer[MAX_CALLS]; /* code that a call answers instead of working */
 	uint32_t answers[MAX_CALLS]; /* how often; 0: always */

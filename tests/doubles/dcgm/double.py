@@ -92,6 +92,8 @@ class Control(ctypes.Structure):
         ("hang", ctypes.c_uint32),
         ("hanging", ctypes.c_uint32),
         ("shuffle", ctypes.c_uint32),
+        ("garbage", ctypes.c_uint32),
+        ("seed", ctypes.c_uint32),
         ("short_by", ctypes.c_uint32),
         ("answer", ctypes.c_int32 * _MAX_CALLS),
         ("answers", ctypes.c_uint32 * _MAX_CALLS),

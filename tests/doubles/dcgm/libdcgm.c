@@ -565,6 +565,27 @@ static void answer(dcgmFieldValue_v2 *out, unsigned int group, unsigned int enti
 	}
 }
 
+static unsigned char dice(void)
+{
+	control->seed ^= control->seed << 13;
+	control->seed ^= control->seed >> 17;
+	control->seed ^= control->seed << 5;
+	return control->seed >> 11;
+}
+
+static void spoil(dcgmFieldValue_v2 *out)
+{
+	static const char types[] = "idstb?";
+	size_t from = control->garbage == 2 ? 0 : offsetof(dcgmFieldValue_v2, fieldType);
+
+	for (size_t i = from; i < sizeof(*out); i++)
+		((unsigned char *)out)[i] = dice();
+	if (dice() % 4) { /* else nearly all would end at the type and the status */
+		out->fieldType = types[dice() % 6];
+		out->status = OK;
+	}
+}
+
 API int dcgmEntitiesGetLatestValues(dcgmHandle_t handle, dcgmGroupEntityPair_t *pairs, unsigned int entities,
 				    unsigned short *fields, unsigned int count, unsigned int flags,
 				    dcgmFieldValue_v2 *values)
@@ -582,6 +603,8 @@ API int dcgmEntitiesGetLatestValues(dcgmHandle_t handle, dcgmGroupEntityPair_t *
 		if (i + control->short_by < total)
 			answer(&values[place], pairs[i / count].entityGroupId, pairs[i / count].entityId, fields[i % count],
 			       flags & 1);
+		if (control->garbage)
+			spoil(&values[place]);
 	}
 	return OK;
 }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
@@ -13,6 +14,8 @@ from fabrictap.sources.dcgm.fields import COMPUTE_INSTANCE, CPU, GPU, INSTANCE, 
 KINDS = {GPU: "GPUs", INSTANCE: "MIG instances", SWITCH: "NVSwitches", LINK: "NVSwitch links", CPU: "CPUs"}
 #: More than any node has; what is beyond is left out and counted.
 MOST_ENTITIES = 4096
+_GPU_NAME = re.compile(r"GPU-[A-Za-z0-9-]{1,80}")
+_MIG_NAME = re.compile(r"MIG-[A-Za-z0-9/-]{1,80}")
 #: Versions whose dcgm_link_t has 32 bits of number, which leave none of its 32 to the owner.
 _NO_OWNER = ("4.0.", "4.1.", "4.2.")
 
@@ -114,10 +117,11 @@ def _once(
 
 def _gpus(engine: Engine, numbers: Sequence[int], found: Inventory) -> dict[int, Entity]:
     values = _once(engine, GPU, numbers, (fields.UUID, fields.CAPABILITY))
-    made = {}
+    made: dict[int, Entity] = {}
     for number in numbers:
         uuid = values.get((number, fields.UUID))
-        if not isinstance(uuid, str) or not uuid:
+        taken = any(entity.hw_id == uuid for entity in made.values())
+        if not isinstance(uuid, str) or not _GPU_NAME.fullmatch(uuid) or taken:
             found.nameless += 1
             continue
         capability = values.get((number, fields.CAPABILITY))
@@ -155,7 +159,7 @@ def _instances(
             found.nameless += 1
             continue
         uuid = values.get((number, fields.UUID))
-        alone = devices.get(number) == 1 and isinstance(uuid, str) and uuid.startswith("MIG-")
+        alone = devices.get(number) == 1 and isinstance(uuid, str) and _MIG_NAME.fullmatch(uuid)
         name = str(uuid) if alone else f"{gpu.hw_id}/gi{place.gpu_instance}"
         made.append(Entity(INSTANCE, number, name, parent=gpu.hw_id, shared=gpu.shared))
     return made

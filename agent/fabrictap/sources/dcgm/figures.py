@@ -283,6 +283,6 @@ def worth(point: Point, readings: Readings) -> tuple[int | float | None, str]:
         return (value / whole, "") if whole else (None, readings[point.per].reason or "error")
     if point.metric is catalog.GPU_ROW_REMAPPING:
         value = int(value != 0)
-    if point.metric.kind is not Kind.GAUGE and not 0 <= value * point.scale <= _MOST:
+    if not 0 <= value * point.scale <= _MOST and point.metric is not catalog.GPU_TEMPERATURE:
         return None, "error"
     return value * point.scale, ""

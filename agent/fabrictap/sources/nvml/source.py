@@ -78,6 +78,8 @@ class Nvml:
         self.errors: dict[str, int] = {}
         #: Seconds that the calls of one GPU may take in the slow tier.
         self.limit = 2.0
+        #: Seconds of one wait for XIDs: how long the thread takes to end.
+        self.wait = 1.0
         self.fast = Fast(self.errors, clock, wall, threads=_THREADS)
         self._config = config
         self._table = series
@@ -362,7 +364,7 @@ class Nvml:
             self._xids_tried = wanted
             library = self._library
             try:
-                self._xids = self._patience.run(lambda: Xids(library, healthy, self.limit / 2), self.limit)
+                self._xids = self._patience.run(lambda: Xids(library, healthy, self.wait), self.limit)
             except Hung:
                 self._count("hung")
             except NvmlFailed as error:

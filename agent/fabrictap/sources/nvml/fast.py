@@ -36,8 +36,6 @@ _FIRST_RETRY = 1.0
 _LAST_RETRY = 30.0
 _SIDES = (TRANSMIT, RECEIVE)
 _INVALID_ARGUMENT = 2
-#: Share of the time that the fast tier may spend in the driver.
-_SHARE = 0.02
 #: Rounds are never exactly on time.
 _SLACK = 0.001
 
@@ -334,6 +332,8 @@ class Fast:
         threads: int = 16,
     ) -> None:
         self.limit = limit
+        #: Share of the time that rounds may take; they come more rarely where they would take more.
+        self.share = 0.1
         self._errors = errors
         self._clock = clock
         self._wall = wall
@@ -420,7 +420,7 @@ class Fast:
         if any(batch.stuck for batch in self._batches):
             return
         self.cost = seconds if not self.cost else 0.9 * self.cost + 0.1 * seconds
-        self._not_before = now + self.cost / _SHARE - _SLACK
+        self._not_before = now + self.cost / self.share - _SLACK
 
     def trouble(self, gpu: str) -> str | None:
         """Why a GPU's last call failed as a whole; None where it did not."""

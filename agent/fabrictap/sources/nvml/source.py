@@ -78,6 +78,8 @@ class Nvml:
         self.errors: dict[str, int] = {}
         #: Seconds that the calls of one GPU may take in the slow tier.
         self.limit = 2.0
+        #: Seconds of one wait for XIDs: how long the thread takes to end.
+        self.wait = 1.0
         self.fast = Fast(self.errors, clock, wall, threads=_THREADS)
         self._config = config
         self._table = series
@@ -85,6 +87,8 @@ class Nvml:
         self._sysfs = sysfs
         self._clock = clock
         self._library: Library | None = None
+        #: Closed while a call was in it: still loaded and initialised.
+        self._left: list[Library] = []
         self._health: Health | None = None
         self._patience = Patience("nvml", _THREADS)
         self._batches = Batches(config.gpm, series, ledger.providers, clock)
@@ -116,6 +120,8 @@ class Nvml:
 
     def open(self) -> None:
         """Load the library. Raises SourceUnavailable."""
+        with self._in_library:
+            self._unload()
         self._library = Library(self._config.library)
         self._health = Health(self._library, self._clock)
         self._gone = None
@@ -175,17 +181,25 @@ class Nvml:
         waiting = xids is not None and not xids.close(self.limit)
         with self._in_library:
             library, self._library = self._library, None
-            if library is not None and not waiting and not self._patience.stuck and not self.fast.stuck:
-                self._batches.free(library)
-                try:
-                    self._patience.run(library.close, self.limit)
-                except Hung:
-                    self._count("hung")
+            if library is not None:
+                self._left.append(library)
+            if not waiting:
+                self._unload()
         self._patience.close()
         self._health = None
         self._devices = ()
         self._hung.clear()
         self._hung_index.clear()
+
+    def _unload(self) -> None:
+        """Unload what is not used any more, once no call is left in it."""
+        while self._left and not self._patience.stuck and not self.fast.stuck:
+            library = self._left.pop()
+            try:
+                self._patience.run(partial(self._batches.free, library), self.limit)
+                self._patience.run(library.close, self.limit)
+            except Hung:
+                self._count("hung")
 
     # --- the fast tier ----------------------------------------------------------------------------
 
@@ -206,6 +220,8 @@ class Nvml:
     def _read(self, sample: Sample) -> None:
         now = self._clock()
         self._hung = {gpu: call for gpu, call in self._hung.items() if call is not None and not call.returned}
+        if any(call is None or call.returned for call in self._hung_index.values()):
+            self._scan_at = 0.0
         if self._restart_at is not None and now >= self._restart_at:
             self._restart(now)
         if now >= self._scan_at:
@@ -362,7 +378,7 @@ class Nvml:
             self._xids_tried = wanted
             library = self._library
             try:
-                self._xids = self._patience.run(lambda: Xids(library, healthy, self.limit / 2), self.limit)
+                self._xids = self._patience.run(lambda: Xids(library, healthy, self.wait), self.limit)
             except Hung:
                 self._count("hung")
             except NvmlFailed as error:

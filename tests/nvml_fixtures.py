@@ -1,9 +1,12 @@
-"""The nvml source on the stand-in: a node that the test moves, and the source with its series and a clock."""
+"""A pytest plugin: the nvml source on the stand-in, a node that the test moves, both on the node's clock."""
 
 from __future__ import annotations
 
 import os
+from collections.abc import Callable, Iterator
 from pathlib import Path
+
+import pytest
 
 from doubles.nvml import builder
 from doubles.nvml.driver import Node
@@ -12,6 +15,7 @@ from fabrictap.config import Config
 from fabrictap.ledger import Ledger
 from fabrictap.series import Series, SeriesTable
 from fabrictap.sources.nvml.source import Nvml
+from support import require
 
 
 class Watched:
@@ -37,8 +41,10 @@ class Watched:
             clock=lambda: self.node.now_ns / 1e9,
             wall=lambda: self.node.now_ns,
         )
-        self.source.limit = 0.2
-        self.source.fast.limit = 0.2
+        self.source.wait = 0.05
+        # on a busy machine the stand-in may take longer than its clock says
+        self.source.limit = self.source.fast.limit = 10.0
+        self.source.fast.share = float("inf")
 
     def slow(self, seconds: float = 0.0) -> None:
         self.node.advance(seconds)
@@ -87,3 +93,24 @@ class Watched:
         self.source.fast.close()
         os.environ.pop(builder.VARIABLE, None)
         self.node.close()
+
+
+@pytest.fixture(scope="session")
+def built_nvml(tmp_path_factory: pytest.TempPathFactory) -> builder.Built:
+    """The compiled stand-ins."""
+    require("compiler", not builder.missing(), builder.missing())
+    return builder.build(tmp_path_factory.mktemp("nvml-double"))
+
+
+@pytest.fixture
+def watch(built_nvml: builder.Built, tmp_path: Path) -> Iterator[Callable[..., Watched]]:
+    """Makes watched nodes: ``watch(profile, **settings of sources.nvml)``; they are closed after the test."""
+    made: list[Watched] = []
+
+    def make(profile: str, **settings: object) -> Watched:
+        made.append(Watched(built_nvml, tmp_path, profile, **settings))
+        return made[-1]
+
+    yield make
+    for one in made:
+        one.close()

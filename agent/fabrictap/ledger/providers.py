@@ -154,6 +154,10 @@ class Providers:
             else:
                 del self._figures[offer.figure]
 
+    def known(self, figure: Figure) -> bool:
+        """Whether anybody offers ``figure``."""
+        return figure in self._figures
+
     def chosen(self, figure: Figure) -> str | None:
         """The provider that writes ``figure`` now."""
         return next((offer.provider for offer in self._figures.get(figure, ()) if offer.chosen), None)

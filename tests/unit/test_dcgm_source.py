@@ -331,6 +331,19 @@ def test_an_xid_of_before_the_agent_is_not_counted(engine, node):
     assert one.find(catalog.ERRORS, error__type="xid_79") == []
 
 
+def test_more_kinds_of_xids_than_there_can_be_are_counted_as_others(engine, node):
+    hopper(engine)
+    one = node()
+    for number in range(1, 101):
+        engine.set(GPU, 0, 230, number, time_us=number)
+        one.tick()
+    xids = [
+        s for s in one.find(catalog.ERRORS, hw__id=H0) if str(s.attributes["error.type"]).startswith("xid")
+    ]
+    assert len(xids) == 64
+    assert one.value(catalog.ERRORS, hw__id=H0, error__type="other") == 36
+
+
 def test_an_sxid_is_counted_when_it_changes(engine, node):
     everything_else(engine)
     engine.set(SWITCH, 2, 856, 0)

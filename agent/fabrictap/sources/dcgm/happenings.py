@@ -11,6 +11,8 @@ from fabrictap.sources.dcgm.entities import Entity
 from fabrictap.sources.dcgm.fields import GPU
 
 _XID = {fields.XID: "xid"}
+#: Different ones of an entity; NVIDIA has some 200 XIDs, and what goes wrong on one device are a few.
+_MOST_KINDS = 64
 _SXID = {fields.SXID_FATAL: "sxid_fatal", fields.SXID_NON_FATAL: "sxid"}
 
 
@@ -49,6 +51,8 @@ class Happenings(Kept):
                 self._count(f"{name}_{number}", now_ns)
 
     def _count(self, name: str, now_ns: int) -> None:
+        if name not in self._series and len(self._series) >= _MOST_KINDS:
+            name = "other"
         series = self._series.get(name)
         if series is None:
             attributes = attributes_of(self._entity) | {

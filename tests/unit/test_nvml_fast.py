@@ -1,8 +1,9 @@
-"""The fast tier of the nvml source: every number that the stand-in drove, per link and direction, in bytes."""
+"""The fast tier of the nvml source: every number that the stand-in drove, by link and direction, in bytes."""
 
 from __future__ import annotations
 
 import random
+import threading
 
 import pytest
 
@@ -29,22 +30,19 @@ NVLINK = {"gpu__interconnect": "nvlink"}
 
 
 def drive(watched, fields, seed=1):
-    """Give every link and direction a rate of its own, as KiB per second; returns them by (gpu, link, way)."""
+    """Give every link and direction a rate of its own."""
     random.seed(seed)
     gpus, links = fields
-    rates = {}
     for gpu in range(gpus):
         for link in range(links):
             for direction in DIRECTIONS:
                 rate = random.randrange(0, 26_000_000)
-                rates[gpu, link, direction] = rate
                 watched.node.field(gpu, FIELD[direction], link).rate(rate)
                 watched.node.field(gpu, RAW[direction], link).rate(rate * 2)
         for direction in DIRECTIONS:
             cell = watched.node.field(gpu, PCIE[direction])
             if cell.get() is not None:
                 cell.rate(random.randrange(0, 60_000_000_000))
-    return rates
 
 
 def check(watched, gpus, links):
@@ -95,8 +93,6 @@ def test_each_gpu_costs_one_call_a_tick_with_the_fields_that_it_has_and_no_other
 
 
 def test_no_call_is_made_in_the_thread_that_asks(watch):
-    import threading
-
     watched = watch("hgx-h100")
     watched.source.open()
     watched.node.forget_calls()

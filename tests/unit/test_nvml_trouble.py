@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import ctypes
 import errno
 import gc
+import subprocess
 import threading
+from pathlib import Path
 
+import psutil
 import pytest
 
 from doubles.nvml import builder
@@ -24,7 +28,7 @@ from fabrictap.catalog import (
 from fabrictap.ext import nvml
 from fabrictap.sources import SourceUnavailable
 from fabrictap.sources.nvml.patience import Hung, Patience
-from support import eventually
+from support import eventually, require
 
 pytest_plugins = ["nvml_fixtures"]
 FIELDS = "nvmlDeviceGetFieldValues"
@@ -308,8 +312,6 @@ def test_more_gpus_than_the_limit_are_left_out(watch):
 @pytest.fixture
 def entry(built_nvml, tmp_path, monkeypatch):
     """Address of nvmlDeviceGetFieldValues, of a GPU, and the node; initialised."""
-    import ctypes
-
     node = Node.create(built_nvml, tmp_path / "node", "hgx-h100")
     monkeypatch.setenv(builder.VARIABLE, str(node.path))
     library = ctypes.CDLL(str(built_nvml.library))
@@ -338,8 +340,6 @@ def test_native_objects_are_freed(entry):
 
 
 def test_many_rounds_do_not_grow_the_process_nor_its_threads(entry):
-    import psutil
-
     function, device, _ = entry
     process = psutil.Process()
     calls = nvml.Calls(2)
@@ -358,8 +358,6 @@ def test_many_rounds_do_not_grow_the_process_nor_its_threads(entry):
 
 
 def test_made_and_dropped_again_and_again_nothing_grows(entry):
-    import psutil
-
     function, device, _ = entry
     process = psutil.Process()
 
@@ -456,3 +454,17 @@ def test_patience_leaves_a_call_behind_and_goes_on_with_another_thread():
     with pytest.raises(ZeroDivisionError):
         patience.run(lambda: 1 // 0, 5)
     patience.close()
+
+
+def test_the_real_library_without_a_driver_says_so_in_one_line(watch):
+    """Debian's libnvidia-ml1, where it is installed and no GPU is."""
+    name = "libnvidia-ml.so.1"
+    listed = subprocess.run(["/sbin/ldconfig", "-p"], capture_output=True, text=True, check=True).stdout
+    path = next((line.split()[-1] for line in listed.splitlines() if line.split()[:1] == [name]), None)
+    there = path is not None and not Path("/dev/nvidiactl").exists()
+    require("nvidia-library", there, "apt-get install libnvidia-ml1 (non-free), on a machine without a GPU")
+    watched = watch("hgx-h100", library=path)
+    with pytest.raises(SourceUnavailable, match="modprobe nvidia") as said:
+        watched.source.open()
+    assert "\n" not in str(said.value)
+    watched.source.close()

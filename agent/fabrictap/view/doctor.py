@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import ctypes
+import _ctypes
 import json
 import logging
 import os
@@ -251,7 +251,7 @@ def _providers() -> Iterator[Check]:
 def _gpu_library(config: Config) -> Check:
     library = config.sources.nvml.library
     try:
-        ctypes.CDLL(library)
+        _ctypes.dlclose(_ctypes.dlopen(library, 0))
     except OSError:
         return Check("GPUs", "absent", f"no {library} here")
     if not config.sources.nvml.enabled:
@@ -265,7 +265,9 @@ def _gpus(config: Config) -> Iterator[Check]:
         yield library
         return
     report = gpus.look(config)
-    if report.problem is not None:
+    if report.problem is not None and not gpus.on_pci(config.sources.infiniband.sysfs):
+        yield Check("GPUs", "absent", f"none on PCI, though {config.sources.nvml.library} is there")
+    elif report.problem is not None:
         yield Check("GPUs", "missing", report.problem, "no NVLink, PCIe and memory figures of any GPU")
     for one in report.gpus:
         what = f"GPU {one.gpu.index} {one.gpu.id}"

@@ -5,6 +5,9 @@ from __future__ import annotations
 import threading
 import time
 from dataclasses import dataclass, field
+from pathlib import Path
+
+import msgspec
 
 from fabrictap.config import Config
 from fabrictap.ledger import Ledger
@@ -39,12 +42,26 @@ class Report:
 def look(config: Config) -> Report:
     """Look at every GPU. Never longer than some 20 s: what hangs is left behind in its thread."""
     report = Report()
-    thread = threading.Thread(target=_look, args=(config, report), name="doctor-gpus", daemon=True)
+    given_up = threading.Event()
+    thread = threading.Thread(target=_look, args=(config, report, given_up), name="doctor-gpus", daemon=True)
     thread.start()
     thread.join(_PATIENCE)
     if thread.is_alive():
+        given_up.set()
         return Report(f"the driver has not answered for {_PATIENCE:g} s")
     return report
+
+
+def on_pci(sysfs: str) -> bool:
+    """Whether there is an NVIDIA display controller, driver or not."""
+    for device in Path(sysfs, "bus/pci/devices").glob("*"):
+        try:
+            vendor, kind = ((device / name).read_text(encoding="ascii") for name in ("vendor", "class"))
+        except (OSError, UnicodeDecodeError):
+            continue
+        if vendor.strip() == "0x10de" and kind.startswith("0x03"):
+            return True
+    return False
 
 
 def describe(one: GpuReport) -> str:
@@ -66,17 +83,20 @@ def describe(one: GpuReport) -> str:
     return "; ".join((", ".join(part for part in parts if part), *ways))
 
 
-def _look(config: Config, report: Report) -> None:
+def _look(config: Config, report: Report, given_up: threading.Event) -> None:
     ledger = Ledger(config)
-    source = Nvml(
-        config.sources.nvml, SeriesTable(config.limits.series), ledger, config.sources.infiniband.sysfs
-    )
+    # nobody waits for XIDs here
+    settings = msgspec.structs.replace(config.sources.nvml, xid=False)
+    source = Nvml(settings, SeriesTable(config.limits.series), ledger, config.sources.infiniband.sysfs)
     try:
         source.open()
+        if given_up.is_set():
+            return
         sample = source.sample()
         source.fold(sample, time.time_ns())
         for wait in (0.0, GPM_INTERVAL + 0.1):
-            time.sleep(wait)
+            if given_up.wait(wait):
+                return
             source.sample_fast()
             source.fold_fast(time.time_ns())
         report.gpus = [_one(gpu, ledger, sample.troubles.get(gpu.id)) for gpu in ledger.gpus]

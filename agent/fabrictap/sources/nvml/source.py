@@ -297,9 +297,10 @@ class Nvml:
             before = {index: replace(device, handle=None, address=0) for index, device in before.items()}
             self._void = False
         found = []
+        hung_gpus = self._hung.keys() | self.fast.hung()
         for index in range(count):
             known = before.get(index)
-            if index in self._hung_index or (known is not None and known.id in self._hung):
+            if index in self._hung_index or (known is not None and known.id in hung_gpus):
                 found += [known] if known is not None else []
                 continue
             try:

@@ -15,6 +15,7 @@ from fabrictap import catalog
 from fabrictap.config import Config, ConfigError, Dcgm, load
 from fabrictap.ledger.providers import GPM, NVML, REASONS, Figure
 from fabrictap.sources import SourceAbsent, SourceUnavailable
+from fabrictap.sources.dcgm import entities as dcgm_entities
 from fabrictap.sources.dcgm import states
 from fabrictap.sources.dcgm.entities import split_link
 from fabrictap.sources.dcgm.fields import SETS
@@ -176,6 +177,27 @@ def test_a_mig_instance_that_is_no_single_device_is_named_after_its_gpu(engine, 
     one = node()
     assert one.value(catalog.GPU_MEMORY_USAGE, hw__id="GPU-h0/gi4", hw__parent=H0) == 252 * MIB
     assert one.find(catalog.GPU_MEMORY_USAGE, hw__id="MIG-m0") == []
+
+
+def test_mig_instances_whose_uuid_cannot_be_asked_for_are_named_all_the_same(engine, libraries):
+    hopper(engine)
+    everything_else(engine)
+    one = Node(engine, libraries[4])
+    answers = iter([0, -3])  # first the GPUs, then the instances
+    latest = engine.calls("latest")
+    original = dcgm_entities._once
+
+    def once(connection, group, *arguments):
+        engine.answer("latest", next(answers), 1)
+        return original(connection, group, *arguments)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(dcgm_entities, "_once", once)
+        one.source.open()
+    assert engine.calls("latest") == latest + 2
+    one.tick()
+    assert one.value(catalog.GPU_MEMORY_USAGE, hw__id="GPU-h0/gi4", hw__parent=H0) == 252 * MIB
+    one.source.close()
 
 
 def test_a_counter_that_falls_began_anew(engine, node):

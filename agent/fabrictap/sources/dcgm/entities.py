@@ -150,7 +150,12 @@ def _instances(
     for one in hierarchy:
         if one.group == COMPUTE_INSTANCE:
             devices[one.parent] = devices.get(one.parent, 0) + 1
-    values = _once(engine, INSTANCE, numbers, (fields.UUID,))
+    try:
+        values = _once(engine, INSTANCE, numbers, (fields.UUID,))
+    except DcgmError as error:
+        if error.code in states.FATAL:
+            raise
+        values = {}  # the documented form is a name as well
     made = []
     for number in numbers:
         place = places.get(number)

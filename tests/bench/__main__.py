@@ -7,7 +7,7 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
-from bench import agent, counters, export, infiniband, ringbuffer, uprobe
+from bench import agent, counters, export, infiniband, nvml, ringbuffer, uprobe
 from bench.result import Result, table, write
 
 PARTS: dict[str, Callable[[], list[Result]]] = {
@@ -15,6 +15,7 @@ PARTS: dict[str, Callable[[], list[Result]]] = {
     "counters": counters.measure,
     "infiniband": infiniband.measure,
     "ringbuffer": ringbuffer.measure,
+    "nvml": nvml.measure,
     "export": export.measure,
     "agent": agent.measure,
 }

@@ -41,6 +41,7 @@ GETTERS: dict[str, Callable[[object], object]] = {
     "energy": nvml.nvmlDeviceGetTotalEnergyConsumption,
     "temperature": lambda device: nvml.nvmlDeviceGetTemperatureV(device, nvml.NVML_TEMPERATURE_GPU),
     "serial": nvml.nvmlDeviceGetSerial,
+    "vbios": nvml.nvmlDeviceGetVbiosVersion,
     "brand": nvml.nvmlDeviceGetBrand,
     "minor": nvml.nvmlDeviceGetMinorNumber,
     "numa": nvml.nvmlDeviceGetNumaNodeId,

@@ -177,7 +177,7 @@ typedef struct {
 } nvmlGpmMetric_t;
 _Static_assert(sizeof(nvmlGpmMetric_t) == 40, "nvmlGpmMetric_t");
 
-/* The caller's array is as long as its header's NVML_GPM_METRIC_MAX, which grows; only numMetrics of it are touched. */
+/* The caller's array is as long as its header's NVML_GPM_METRIC_MAX, which grows: only numMetrics are touched. */
 typedef struct {
     unsigned int version, numMetrics;
     nvmlGpmSample_t sample1, sample2;

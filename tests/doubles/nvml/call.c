@@ -7,7 +7,8 @@
 #include <sys/syscall.h>
 #include <unistd.h>
 
-/* The process's view. A node that was mapped stays so: a hung call may still wait in it. */
+/* The process's view: written under its mutex, read without. A node that was mapped stays so: a hung call may still
+ * wait in it. */
 static struct {
     pthread_mutex_t mutex;
     struct node *node;
@@ -62,7 +63,8 @@ static void count(struct node *node, uint32_t function)
 }
 
 /* The oldest rule after `done`; `exact`: those of this very GPU, not those of any. */
-static const struct rule *rule_for(const struct node *node, uint32_t function, uint32_t gpu, bool exact, uint32_t done)
+static const struct rule *rule_for(const struct node *node, uint32_t function, uint32_t gpu, bool exact,
+                                   uint32_t done)
 {
     const struct rule *found = NULL;
     for (uint32_t i = 0; i < MAX_RULES; i++) {
@@ -125,7 +127,7 @@ static nvmlReturn_t state(const struct call *call)
     const struct node *node = call->node;
     if (!node->driver_loaded)
         return (nvmlReturn_t)node->driver_answer;
-    if (process.generation != node->driver_generation)
+    if (__atomic_load_n(&process.generation, __ATOMIC_ACQUIRE) != node->driver_generation)
         return NVML_ERROR_UNINITIALIZED;
     if (!call->gpu)
         return NVML_SUCCESS;
@@ -137,8 +139,8 @@ static nvmlReturn_t state(const struct call *call)
 struct call call_enter(uint32_t function, enum target target, nvmlDevice_t device)
 {
     struct call call = {.function = function, .index = ANY, .mig = ANY};
-    struct node *node = __atomic_load_n(&process.references, __ATOMIC_ACQUIRE) ? process.node : NULL;
-    if (!node) {
+    struct node *node = __atomic_load_n(&process.node, __ATOMIC_ACQUIRE);
+    if (!node || !__atomic_load_n(&process.references, __ATOMIC_ACQUIRE)) {
         call.answer = NVML_ERROR_UNINITIALIZED;
         return call;
     }
@@ -153,7 +155,8 @@ struct call call_enter(uint32_t function, enum target target, nvmlDevice_t devic
     if (!call.answer)
         call.answer = state(&call);
     if (!call.answer && call.mig != ANY) {
-        if (device != device_handle(node, call.index, call.mig) || !number_of(&call, &call.gpu->mig[call.mig][M_present]))
+        bool there = number_of(&call, &call.gpu->mig[call.mig][M_present]);
+        if (!there || device != device_handle(node, call.index, call.mig))
             call.answer = NVML_ERROR_INVALID_ARGUMENT; /* the instance is gone */
         else if (target == TO_GPU)
             call.answer = NVML_ERROR_NOT_SUPPORTED;
@@ -204,6 +207,8 @@ static nvmlReturn_t initialise(uint32_t function)
     pthread_mutex_lock(&process.mutex);
     nvmlReturn_t answer = NVML_SUCCESS;
     struct node *node = process.references ? process.node : mapped();
+    if (node && node != process.node)
+        __atomic_store_n(&process.node, node, __ATOMIC_RELEASE);
     pthread_mutex_unlock(&process.mutex);
     if (!node)
         return NVML_ERROR_DRIVER_NOT_LOADED; /* as without a GPU: nobody said which node */
@@ -218,10 +223,12 @@ static nvmlReturn_t initialise(uint32_t function)
     if (answer)
         return answer;
     pthread_mutex_lock(&process.mutex);
-    if (process.generation != generation || process.node != node)
-        process.references = 0; /* what was initialised is of a driver that is gone */
-    process.node = node;
-    process.generation = generation;
+    if (process.generation != generation || process.node != node) {
+        /* What was initialised is of a driver that is gone. */
+        __atomic_store_n(&process.references, 0, __ATOMIC_RELEASE);
+        __atomic_store_n(&process.generation, generation, __ATOMIC_RELEASE);
+        __atomic_store_n(&process.node, node, __ATOMIC_RELEASE);
+    }
     __atomic_add_fetch(&process.references, 1, __ATOMIC_RELEASE);
     pthread_mutex_unlock(&process.mutex);
     return NVML_SUCCESS;

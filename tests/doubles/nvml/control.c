@@ -62,7 +62,9 @@ EXPORT void control_close(struct node *node)
     munmap(node, sizeof *node);
 }
 
-static struct cell *find(struct node *node, uint32_t table, uint32_t gpu, uint32_t index, uint32_t scope)
+#define ADDRESS struct node *node, uint32_t table, uint32_t gpu, uint32_t index, uint32_t scope
+
+static struct cell *find(ADDRESS)
 {
     if (table == NODE_TABLE)
         return index < N_COUNT ? &node->value[index] : NULL;
@@ -93,8 +95,7 @@ static bool finish(struct node *node, bool done)
 }
 
 /* Make a number what it is from now on. It is present then, and answers no error. */
-EXPORT bool control_set(struct node *node, uint32_t table, uint32_t gpu, uint32_t index, uint32_t scope,
-                        uint64_t value, uint32_t type)
+EXPORT bool control_set(ADDRESS, uint64_t value, uint32_t type)
 {
     node_lock(node);
     struct cell *cell = find(node, table, gpu, index, scope);
@@ -110,7 +111,7 @@ EXPORT bool control_set(struct node *node, uint32_t table, uint32_t gpu, uint32_
 }
 
 /* Let it move on from where it is, `rate` thousandths a second. False also where nothing was set. */
-EXPORT bool control_rate(struct node *node, uint32_t table, uint32_t gpu, uint32_t index, uint32_t scope, uint64_t rate)
+EXPORT bool control_rate(ADDRESS, uint64_t rate)
 {
     node_lock(node);
     struct cell *cell = find(node, table, gpu, index, scope);
@@ -125,7 +126,7 @@ EXPORT bool control_rate(struct node *node, uint32_t table, uint32_t gpu, uint32
 }
 
 /* Wrap at 2^bits. */
-EXPORT bool control_width(struct node *node, uint32_t table, uint32_t gpu, uint32_t index, uint32_t scope, uint32_t bits)
+EXPORT bool control_width(ADDRESS, uint32_t bits)
 {
     node_lock(node);
     struct cell *cell = find(node, table, gpu, index, scope);
@@ -135,7 +136,7 @@ EXPORT bool control_width(struct node *node, uint32_t table, uint32_t gpu, uint3
     return finish(node, present);
 }
 
-EXPORT bool control_result(struct node *node, uint32_t table, uint32_t gpu, uint32_t index, uint32_t scope, uint32_t result)
+EXPORT bool control_result(ADDRESS, uint32_t result)
 {
     node_lock(node);
     struct cell *cell = find(node, table, gpu, index, scope);
@@ -144,7 +145,7 @@ EXPORT bool control_result(struct node *node, uint32_t table, uint32_t gpu, uint
     return finish(node, cell != NULL);
 }
 
-EXPORT bool control_remove(struct node *node, uint32_t table, uint32_t gpu, uint32_t index, uint32_t scope)
+EXPORT bool control_remove(ADDRESS)
 {
     node_lock(node);
     struct cell *cell = find(node, table, gpu, index, scope);
@@ -153,7 +154,7 @@ EXPORT bool control_remove(struct node *node, uint32_t table, uint32_t gpu, uint
     return finish(node, cell != NULL);
 }
 
-EXPORT bool control_get(struct node *node, uint32_t table, uint32_t gpu, uint32_t index, uint32_t scope, uint64_t *value)
+EXPORT bool control_get(ADDRESS, uint64_t *value)
 {
     node_lock(node);
     const struct cell *cell = find(node, table, gpu, index, scope);
@@ -200,7 +201,8 @@ EXPORT bool control_mig_generation(struct node *node, uint32_t gpu, uint32_t slo
     return finish(node, true);
 }
 
-EXPORT bool control_processes(struct node *node, uint32_t gpu, uint32_t kind, const nvmlProcessInfo_t *list, uint32_t count)
+EXPORT bool control_processes(struct node *node, uint32_t gpu, uint32_t kind, const nvmlProcessInfo_t *list,
+                              uint32_t count)
 {
     if (gpu >= MAX_GPUS || kind > 2 || count > MAX_PROCESSES)
         return false;

@@ -78,6 +78,13 @@ EXPORT nvmlReturn_t nvmlDeviceGetSerial(nvmlDevice_t device, char *serial, unsig
     return copy_text(call.gpu->text[T_serial], serial, length);
 }
 
+EXPORT nvmlReturn_t nvmlDeviceGetVbiosVersion(nvmlDevice_t device, char *version, unsigned int length)
+{
+    CALL(nvmlDeviceGetVbiosVersion, TO_GPU, device);
+    NEED(version);
+    return copy_text(call.gpu->text[T_vbios_version], version, length);
+}
+
 EXPORT nvmlReturn_t nvmlDeviceGetIndex(nvmlDevice_t device, unsigned int *index)
 {
     CALL(nvmlDeviceGetIndex, TO_DEVICE, device);

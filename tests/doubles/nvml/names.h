@@ -7,6 +7,7 @@
     X(nvmlSystemGetNVMLVersion) X(nvmlSystemGetCudaDriverVersion) X(nvmlSystemGetCudaDriverVersion_v2) \
     X(nvmlDeviceGetCount_v2) X(nvmlDeviceGetHandleByIndex_v2) X(nvmlDeviceGetHandleByUUID) \
     X(nvmlDeviceGetHandleByPciBusId_v2) X(nvmlDeviceGetName) X(nvmlDeviceGetUUID) X(nvmlDeviceGetSerial) \
+    X(nvmlDeviceGetVbiosVersion) \
     X(nvmlDeviceGetPciInfo_v3) X(nvmlDeviceGetIndex) X(nvmlDeviceGetMinorNumber) X(nvmlDeviceGetBrand) \
     X(nvmlDeviceGetArchitecture) X(nvmlDeviceGetCudaComputeCapability) X(nvmlDeviceGetNumaNodeId) \
     X(nvmlDeviceGetMemoryAffinity) X(nvmlDeviceGetTopologyCommonAncestor) X(nvmlDeviceGetMemoryInfo) \
@@ -66,5 +67,5 @@
     X(confidential_multi_gpu) X(field_limit) X(gpm_limit) X(pcie_sample_ms)
 
 /* Texts of a GPU, and of the node. */
-#define GPU_TEXTS(X) X(name) X(uuid) X(serial) X(cluster_uuid)
+#define GPU_TEXTS(X) X(name) X(uuid) X(serial) X(vbios_version) X(cluster_uuid)
 #define NODE_TEXTS(X) X(driver_version) X(nvml_version)

@@ -70,12 +70,13 @@ struct node *node_map(const char *path)
     if (!fstat(file, &status) && status.st_size == (off_t)sizeof(struct node))
         node = map(file);
     close(file);
-    if (node && (__atomic_load_n(&node->magic, __ATOMIC_ACQUIRE) != NODE_MAGIC || node->size != sizeof(struct node))) {
+    if (node && (__atomic_load_n(&node->magic, __ATOMIC_ACQUIRE) != NODE_MAGIC ||
+                 node->size != sizeof(struct node))) {
         munmap(node, sizeof(struct node));
         node = NULL;
     }
     if (!node)
-        fprintf(stderr, "NVML stand-in: %s is no node of this build (tests/doubles/nvml/driver.py makes them)\n", path);
+        fprintf(stderr, "NVML stand-in: %s is no node of this build (doubles/nvml/driver.py makes them)\n", path);
     return node;
 }
 
@@ -100,7 +101,10 @@ void node_changed(struct node *node)
 bool node_wait(struct node *node, uint64_t deadline)
 {
     uint32_t seen = __atomic_load_n(&node->epoch, __ATOMIC_ACQUIRE);
-    struct timespec until = {.tv_sec = (time_t)(deadline / 1000000000ull), .tv_nsec = (long)(deadline % 1000000000ull)};
+    struct timespec until = {
+        .tv_sec = (time_t)(deadline / 1000000000ull),
+        .tv_nsec = (long)(deadline % 1000000000ull),
+    };
     node_unlock(node);
     /* FUTEX_WAIT_BITSET takes an absolute time of CLOCK_MONOTONIC. */
     long woken = syscall(SYS_futex, &node->epoch, FUTEX_WAIT_BITSET, seen, deadline ? &until : NULL, NULL,

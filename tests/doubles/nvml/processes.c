@@ -8,11 +8,12 @@ static nvmlReturn_t processes(const struct call *call, unsigned int kind, unsign
 {
     NEED(count && (out || !*count));
     const struct gpu *gpu = call->gpu;
+    const struct cell *mig = call->mig == ANY ? NULL : gpu->mig[call->mig];
     unsigned int found = 0, room = *count;
     for (uint32_t i = 0; i < gpu->processes[kind]; i++) {
         const nvmlProcessInfo_t *process = &gpu->process[kind][i];
-        if (call->mig != ANY && (process->gpuInstanceId != number_of(call, &gpu->mig[call->mig][M_gpu_instance]) ||
-                                 process->computeInstanceId != number_of(call, &gpu->mig[call->mig][M_compute_instance])))
+        if (mig && (process->gpuInstanceId != number_of(call, &mig[M_gpu_instance]) ||
+                    process->computeInstanceId != number_of(call, &mig[M_compute_instance])))
             continue;
         if (found < room)
             out[found] = *process;

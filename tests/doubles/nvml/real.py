@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import functools
 import subprocess
 from pathlib import Path
 
 SCRIPT = Path(__file__).parent / "real.sh"
 
 
+@functools.cache
 def library() -> tuple[Path | None, str]:
     """libnvidia-ml.so.1 of branch 535 from the cache or from Debian, or None and why there is none."""
     try:

@@ -21,10 +21,10 @@ found() {
 [[ -s $library ]] && found
 
 for tool in apt-get apt-cache dpkg-deb flock; do
-    command -v "$tool" >/dev/null || die "$tool not found: this needs Debian; elsewhere put that library at $library"
+    command -v "$tool" >/dev/null || die "$tool not found: this needs Debian or Ubuntu; elsewhere put that library at $library"
 done
 keyring=/usr/share/keyrings/debian-archive-keyring.gpg
-[[ -s $keyring ]] || die "$keyring not found: this needs Debian's archive keys (debian-archive-keyring)"
+[[ -s $keyring ]] || die "$keyring not found: apt-get install debian-archive-keyring"
 
 mkdir -p "$store"
 exec 9>"$store/.lock"
@@ -32,7 +32,7 @@ flock 9 # two test runs at once: the second waits and finds the first one's resu
 [[ -s $library ]] && found
 
 uri=$(apt-get indextargets --format '$(REPO_URI)' 'Created-By: Packages' 'Origin: Debian' | grep -v security | head -n 1)
-[[ -n $uri ]] || die "no Debian archive among the apt sources, cannot look for libnvidia-ml1"
+uri=${uri:-http://deb.debian.org/debian/} # Ubuntu: the packages are signed, the keys are Debian's
 
 work=$(mktemp -d "$store/.unpack-XXXXXX")
 trap 'rm -rf "$work"' EXIT
@@ -48,7 +48,7 @@ apt-get "${options[@]}" -qq update >&2 || die "apt-get update for $suite non-fre
 # Ask for the branch by version: the system may prefer another.
 version=$(apt-cache "${options[@]}" madison libnvidia-ml1 | awk -F'|' -v branch="$branch" \
     '{gsub(/ /, "", $2)} index($2, branch ".") == 1 {print $2; exit}')
-[[ -n $version ]] || die "the archive has no libnvidia-ml1 of branch $branch any more"
+[[ -n $version ]] || die "no libnvidia-ml1 of branch $branch at $uri: no network, or gone from there"
 say "fetching libnvidia-ml1 $version"
 (cd "$work" && apt-get "${options[@]}" -qq download "libnvidia-ml1=$version" >&2) || die "apt-get download failed"
 dpkg-deb -x "$work"/libnvidia-ml1_*.deb "$work/tree"

@@ -209,21 +209,16 @@ class Batch:
                 if key in self._keys:
                     self.call.bind(self._keys[key], NO_SERIES, 1, 64)
 
-    def fold(self, read_ns: int) -> bool:
-        """Fold what the last round brought. Returns whether it brought all that was asked for."""
-        if self.call is None:
-            return True
+    def fold(self, read_ns: int, now: float) -> None:
+        """Fold what the last round brought; ``now`` is of the clock."""
         failed = self.call.fold(self.table.ring, read_ns)
         if not failed and not self._full and self.trouble is None:
-            if self._clock() >= self._ask_all_at:
+            if now >= self._ask_all_at:
                 self.ask_all(read_ns)
-            return True
-        if self.call.stuck or not self.call.answered or self.call.status:
+        elif self.call.stuck or not self.call.answered or self.call.status:
             self._failed(read_ns)
-            return False
-        if self._compared:
+        elif self._compared:
             self._settle(read_ns)
-        return not failed
 
     def fail(self, reason: str) -> None:
         """Nothing of this can be had now."""
@@ -339,7 +334,7 @@ class Fast:
         self._wall = wall
         self._calls = Calls(threads)
         self._batches: tuple[Batch, ...] = ()
-        self._sampled: tuple[tuple[Batch, Any], ...] = ()
+        self._sampled: tuple[list[Batch], list[Any]] = ([], [])
         self._read_ns = 0
         #: Seconds that a round takes, smoothed.
         self.cost = 0.0
@@ -381,44 +376,49 @@ class Fast:
         """One round of calls, but of the GPUs in ``leave_out``."""
         now = self._clock()
         if now < self._not_before:
-            self._sampled = ()
+            self._sampled = ([], [])
             return
-        batches = self._batches
-        hung = {batch.gpu for batch in batches if batch.stuck} | leave_out
-        due = []
-        for batch in batches:
-            if batch.call is not None and now >= batch.due_at and batch.gpu not in hung:
-                due.append((batch, batch.call))
-                batch.due_at = now + batch.interval
+        if self._calls.stuck:
+            leave_out |= self.hung()
+        due = [
+            batch
+            for batch in self._batches
+            if now >= batch.due_at and batch.call is not None and batch.gpu not in leave_out
+        ]
+        calls = [batch.call for batch in due]
         began = time.monotonic()
-        error = self._calls.round([call for _, call in due], self.limit)
+        error = self._calls.round(calls, self.limit)
         self._read_ns = self._wall()
-        self._spent(time.monotonic() - began, now)
-        self._sampled = tuple(due)
+        self._sampled = (due, calls)
+        if not self._calls.stuck:
+            self._spent(time.monotonic() - began, now)
+        for batch in due:
+            if batch.interval:
+                batch.due_at = now + batch.interval
         if error:
             word = errno.errorcode.get(error, f"errno_{error}")
             self._errors[word] = self._errors.get(word, 0) + 1
 
     def fold(self) -> None:
         """Fold the last round."""
-        sampled, self._sampled = self._sampled, ()
-        for batch, call in sampled:
-            if batch.call is not call:
-                continue  # it has been asked otherwise since
-            trouble = batch.trouble
-            batch.fold(self._read_ns)
-            if batch.trouble is not None and batch.trouble != trouble:
-                self._errors[batch.trouble] = self._errors.get(batch.trouble, 0) + 1
-                _log.warning(
-                    "%s: %s calls: %s; its counters are gone", batch.gpu, batch.provider, batch.trouble
-                )
-            elif trouble is not None and batch.trouble is None:
-                _log.warning("%s: %s answers again", batch.gpu, batch.provider)
+        (batches, calls), self._sampled = self._sampled, ([], [])
+        now, read_ns = self._clock(), self._read_ns
+        for batch, call in zip(batches, calls, strict=True):
+            if batch.call is call:  # else it has been asked otherwise since
+                trouble = batch.trouble
+                batch.fold(read_ns, now)
+                if batch.trouble != trouble:
+                    self._tell(batch)
+
+    def _tell(self, batch: Batch) -> None:
+        if batch.trouble is None:
+            _log.warning("%s: %s answers again", batch.gpu, batch.provider)
+            return
+        self._errors[batch.trouble] = self._errors.get(batch.trouble, 0) + 1
+        _log.warning("%s: %s calls: %s; its counters are gone", batch.gpu, batch.provider, batch.trouble)
 
     def _spent(self, seconds: float, now: float) -> None:
         """Stretch the interval where rounds take too long: they hold the driver's lock meanwhile."""
-        if any(batch.stuck for batch in self._batches):
-            return
         self.cost = seconds if not self.cost else 0.9 * self.cost + 0.1 * seconds
         self._not_before = now + self.cost / self.share - _SLACK
 
@@ -431,5 +431,5 @@ class Fast:
         for batch in self._batches:
             batch.withdraw()
         self._batches = ()
-        self._sampled = ()
+        self._sampled = ([], [])
         self._calls.close()

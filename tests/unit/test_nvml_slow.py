@@ -38,6 +38,8 @@ from fabrictap.catalog import (
     PCIE_LIMIT,
 )
 from fabrictap.insight.inventory import Inventory
+from fabrictap.ledger.workloads import Workload
+from fabrictap.ledger.workloads.budget import CardinalityBudget
 from fabrictap.sources.nvml import fields, pci, processes
 from support import eventually
 
@@ -191,6 +193,7 @@ def test_every_gpu_is_present_with_what_is_known_of_it(watch):
         "hw.id": "GPU-0a1b2c3d-4e5f-4a6b-8c7d-000000000003",
         "hw.model": "NVIDIA H100 80GB HBM3",
         "hw.serial_number": "1653023000003",
+        "hw.firmware_version": "96.00.74.00.01",
         "gpu.index": 3,
         "gpu.pci.address": "0000:61:00.0",
         "gpu.numa.node": 0,
@@ -271,34 +274,46 @@ def test_processes_with_name_and_memory_come_and_go(watch):
     assert watched.value(GPU_PROCESSES, **gpu) == 1
 
 
-def test_containers_and_mps_servers_that_share_a_gpu_are_counted(watch, tmp_path, monkeypatch):
+def test_containers_and_mps_servers_that_share_a_gpu_are_counted_and_named(watch, monkeypatch):
     one, other = "a" * 64, "b" * 64
-    groups = {
-        1001: f"0::/kubepods.slice/kubepods-pod1.slice/cri-containerd-{one}.scope",
-        1002: f"0::/system.slice/docker-{other}.scope",
-        1003: f"0::/kubepods.slice/kubepods-pod1.slice/cri-containerd-{one}.scope",
-        1004: "0::/user.slice/user-1000.slice",
+    workloads = {
+        1001: Workload(container_id=one, pod_uid="p1", pod_name="train-0", namespace="ml"),
+        1002: Workload(container_id=other),
+        1003: Workload(container_id=one, pod_uid="p1", pod_name="train-0", namespace="ml"),
+        1004: Workload(),
     }
-    for pid, group in groups.items():
-        (tmp_path / str(pid)).mkdir()
-        (tmp_path / str(pid) / "cgroup").write_text(group + "\n")
-    assert processes.container_of(1001, str(tmp_path)) == one
-    assert processes.container_of(1004, str(tmp_path)) is None
-    assert processes.container_of(1, str(tmp_path)) is None
-    real = processes.container_of
-    monkeypatch.setattr(processes, "container_of", lambda pid, proc: real(pid, str(tmp_path)))
-    names = {1004: processes.MPS_SERVER}
-    monkeypatch.setattr(
-        processes.ledger, "read", lambda pid, comm: processes.Process(pid, names.get(pid, "python3"), 1.0)
-    )
+
+    def read(pid, comm, resolver):
+        name = processes.MPS_SERVER if pid == 1004 else "python3"
+        return processes.Process(pid, name, 1.0, 1, workloads[pid])
+
+    monkeypatch.setattr(processes.ledger, "read", read)
     watched = watch("hgx-h100")
-    watched.node.processes(3, "compute", [Process(pid, 1 << 20) for pid in groups])
+    watched.node.processes(3, "compute", [Process(pid, pid << 20) for pid in workloads])
     watched.start()
     gpu = {"hw__id": watched.gpu(3)}
     assert watched.value(GPU_PROCESSES, **gpu) == 4
     assert watched.value(GPU_CONTAINERS, **gpu) == 2
     assert watched.value(GPU_MPS, **gpu) == 1
     assert watched.value(GPU_MPS, hw__id=watched.gpu(2)) == 0
+    (memory,) = watched.find(GPU_PROCESS_MEMORY, process__pid=1003)
+    assert memory.attributes["k8s.pod.name"] == "train-0"
+    assert memory.attributes["container.id"] == one
+    watched.ledger.sweep()
+    assert watched.ledger.identity(1003)["k8s.pod.name"] == "train-0"  # it is not forgotten while it is here
+
+
+def test_processes_that_are_too_many_to_be_told_apart_are_summed(watch, monkeypatch):
+    monkeypatch.setattr(
+        processes.ledger, "read", lambda pid, comm, resolver: processes.Process(pid, "python3", 1.0, 1)
+    )
+    watched = watch("hgx-h100")
+    watched.ledger.workloads.budget = CardinalityBudget(1)
+    watched.node.processes(0, "compute", [Process(pid, 1 << 20) for pid in range(2000, 2010)])
+    watched.start()
+    found = watched.find(GPU_PROCESS_MEMORY, hw__id=watched.gpu(0))
+    assert len(found) < 10
+    assert sum(one.value for one in found) == 10 << 20
 
 
 # --- XIDs -----------------------------------------------------------------------------------------

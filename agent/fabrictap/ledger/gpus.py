@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 
 
@@ -62,6 +62,7 @@ class Gpus:
         self.capacity = capacity
         self.dropped = 0
         self._gpus: dict[str, Gpu] = {}
+        self._users: dict[str, frozenset[int]] = {}
 
     def __len__(self) -> int:
         return sum(1 + len(gpu.migs) for gpu in self._gpus.values())
@@ -84,3 +85,13 @@ class Gpus:
 
     def remove(self, gpu: str) -> None:
         self._gpus.pop(gpu, None)
+        self._users.pop(gpu, None)
+
+    def use(self, gpu: str, pids: Iterable[int]) -> None:
+        """These processes use the GPU or one of its MIG devices now."""
+        if gpu in self._gpus:
+            self._users[gpu] = frozenset(pids)
+
+    def pids(self) -> set[int]:
+        """The processes that use a GPU."""
+        return {pid for users in self._users.values() for pid in users}

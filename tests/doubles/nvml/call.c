@@ -195,7 +195,6 @@ static struct node *mapped(void)
         return process.node;
     struct node *node = node_map(path);
     if (node) {
-        process.node = node;
         process.device = status.st_dev;
         process.inode = status.st_ino;
     }

@@ -6,16 +6,15 @@ for more rarely than anything else.
 
 from __future__ import annotations
 
-import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 from fabrictap import catalog
 from fabrictap.catalog import Metric
 from fabrictap.ledger import processes as ledger
 from fabrictap.ledger.processes import Process
+from fabrictap.ledger.workloads import Resolver
 from fabrictap.series import AttributeValue
 from fabrictap.sources.nvml.devices import Device
 from fabrictap.sources.nvml.library import Library, NvmlFailed
@@ -23,8 +22,6 @@ from fabrictap.sources.nvml.library import Library, NvmlFailed
 MPS_SERVER = "nvidia-cuda-mps-server"
 #: The most processes of one list that are told one by one.
 _MAX_PROCESSES = 1024
-#: What container runtimes name a container's cgroup after.
-_CONTAINER = re.compile(r"(?<![0-9a-f])[0-9a-f]{64}(?![0-9a-f])")
 Value = tuple[Metric, dict[str, AttributeValue], int]
 
 
@@ -46,11 +43,10 @@ class Usage:
     where: list[tuple[str, str | None]] = field(default_factory=list)
     uses: list[Use] = field(default_factory=list)
     processes: dict[int, Process] = field(default_factory=dict)
-    containers: dict[int, str] = field(default_factory=dict)
 
 
-def read(library: Library, device: Device, proc: str = "/proc") -> Usage:
-    """Lists the processes of a GPU, or of its MIG devices. Raises NvmlFailed."""
+def read(library: Library, device: Device, resolver: Resolver) -> Usage:
+    """Lists the processes of a GPU, or of its MIG devices, and what /proc says of them. Raises NvmlFailed."""
     usage = Usage()
     places: list[tuple[Any, str, str | None]] = [(device.handle, device.id, None)]
     if device.mig_mode:
@@ -63,48 +59,31 @@ def read(library: Library, device: Device, proc: str = "/proc") -> Usage:
                 known = None if memory is None else int(memory)
                 usage.uses.append(Use(hw_id, parent, int(process.pid), kind, known))
     for pid in {use.pid for use in usage.uses}:
-        usage.processes[pid] = ledger.read(pid, "")
-        container = container_of(pid, proc)
-        if container is not None:
-            usage.containers[pid] = container
+        usage.processes[pid] = ledger.read(pid, "", resolver)
     return usage
 
 
-def container_of(pid: int, proc: str = "/proc") -> str | None:
-    """The id of the container that a process is in, by its cgroup; None where it is in none or has gone."""
-    try:
-        with Path(proc, str(pid), "cgroup").open(encoding="utf-8", errors="replace") as file:
-            found = _CONTAINER.findall(file.read(65536))
-    except OSError:
-        return None
-    return found[-1] if found else None
-
-
-def values(usage: Usage) -> list[Value]:
-    """The series of one GPU's users."""
-    found: list[Value] = []
+def values(usage: Usage, identity: Callable[[int], Mapping[str, AttributeValue]]) -> Iterator[Value]:
+    """The series of one GPU's users. ``identity``: the attributes of a process, as the ledger admits them."""
     for hw_id, parent in usage.where:
         uses = [use for use in usage.uses if use.hw_id == hw_id]
         place: dict[str, AttributeValue] = {"hw.id": hw_id}
         if parent is not None:
             place["hw.parent"] = parent
-        pids = {use.pid for use in uses}
-        servers = {use.pid for use in uses if usage.processes[use.pid].name == MPS_SERVER}
-        containers = {usage.containers[pid] for pid in pids if pid in usage.containers}
-        found += [
-            (catalog.GPU_PROCESSES, place, len(pids)),
-            (catalog.GPU_CONTAINERS, place, len(containers)),
-            (catalog.GPU_MPS, place, len(servers)),
-        ]
+        found = {use.pid: usage.processes[use.pid] for use in uses}
+        containers = {process.workload.container_id for process in found.values()} - {None}
+        yield catalog.GPU_PROCESSES, place, len(found)
+        yield catalog.GPU_CONTAINERS, place, len(containers)
+        yield catalog.GPU_MPS, place, sum(process.name == MPS_SERVER for process in found.values())
+        # processes whose detail is left out, because there are too many of them, count together
+        memory: dict[frozenset[tuple[str, AttributeValue]], int] = {}
         for use in uses:
             if use.memory is not None:
-                labels: dict[str, AttributeValue] = {
-                    "process.pid": use.pid,
-                    "process.executable.name": usage.processes[use.pid].name,
-                    "gpu.process.type": use.kind,
-                }
-                found.append((catalog.GPU_PROCESS_MEMORY, place | labels, use.memory))
-    return found
+                labels = {**place, **identity(use.pid), "gpu.process.type": use.kind}
+                key = frozenset(labels.items())
+                memory[key] = memory.get(key, 0) + use.memory
+        for key, size in memory.items():
+            yield catalog.GPU_PROCESS_MEMORY, dict(key), size
 
 
 def _functions(library: Library) -> list[tuple[str, Callable[..., Any]]]:

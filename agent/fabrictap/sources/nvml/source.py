@@ -164,7 +164,9 @@ class Nvml:
         for gpu, usage in sample.usage.items():
             for process in usage.processes.values():
                 self._ledger.processes.put(process)
-            self._used.setdefault(gpu, Live(self._table)).write(processes.values(usage), now_ns)
+            self._ledger.gpus.use(gpu, usage.processes)
+            values = processes.values(usage, self._ledger.identity)
+            self._used.setdefault(gpu, Live(self._table)).write(values, now_ns)
         self._fold_xids(sample.xids, now_ns)
         self._present.write([one for device in sample.devices for one in _present(device.gpu)], now_ns)
         self.fast.recheck(now_ns)
@@ -263,6 +265,7 @@ class Nvml:
         assert health is not None
         if device.handle is None:
             raise NvmlFailed(library.nvml.NVML_ERROR_GPU_IS_LOST)
+        resolver = self._ledger.workloads.resolver
         readings = {device.id: self._patience.run(lambda: health.read(device), self.limit)}
         for mig in device.migs:
             try:
@@ -273,7 +276,7 @@ class Nvml:
                 self._scan_at = 0.0  # it has been taken apart
         if list_processes:
             try:
-                usage = self._patience.run(lambda: processes.read(library, device), self.limit)
+                usage = self._patience.run(partial(processes.read, library, device, resolver), self.limit)
                 sample.usage[device.id] = usage
             except NvmlFailed as error:
                 if error.driver_gone or error.reason == "gpu_lost":

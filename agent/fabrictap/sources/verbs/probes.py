@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from fabrictap.ext.bpf import BpfError, KernelTypes, Link, Object, RingBuffer, has_bpf_loop, possible_cpus
+from fabrictap.ext.fold import KeyedFold
 from fabrictap.ext.records import LOSSES, POST_KEY_SIZE, POST_SIZE, RECORD_SIZE, sum_per_cpu
 from fabrictap.sources.verbs.providers import DATA_PATH, Entry, Place, entry
 
@@ -22,7 +23,8 @@ _ESSENTIAL = {
     "kprobe": ("kprobe_modify_qp",),
     "syscall": ("syscall_ioctl_enter", "syscall_ioctl_exit"),
 }
-_MAX_POST_KEYS = 16384
+#: Capacity of the map of posted work, where the memory for it is enough.
+MAX_POST_KEYS = 16384
 
 
 class ProbesUnavailable(Exception):  # noqa: N818 - a state of the node
@@ -107,8 +109,8 @@ def _syscalls(event_buffer: int) -> Probes:
     return probes
 
 
-def load_connection_manager(event_buffer: int) -> Probes:
-    """Load and attach the tracepoints of rdma_cm. Raises ProbesUnavailable."""
+def load_connection_manager(event_buffer: int, events: KeyedFold) -> Probes:
+    """Load and attach the tracepoints of rdma_cm; records go to ``events``. Raises ProbesUnavailable."""
     wanted = {
         name: section
         for name, section in Object(str(_OBJECTS / "verbs_control.bpf.o")).programs().items()
@@ -117,7 +119,7 @@ def load_connection_manager(event_buffer: int) -> Probes:
     try:
         if not KernelTypes("rdma_cm").has_struct("trace_event_raw_cm_event_handler"):
             raise ProbesUnavailable("rdma_cm of this kernel has no tracepoints")
-        probes = _load("verbs_control", wanted, "tracepoint", event_buffer)
+        probes = _load("verbs_control", wanted, "tracepoint", event_buffer, into=events)
     except BpfError as error:
         raise ProbesUnavailable(str(error)) from None
     _attach_all(probes, wanted)
@@ -133,7 +135,7 @@ def load_data(post_memory: int, event_buffer: int, *, bounded: bool = False) -> 
     bounded = bounded or not has_bpf_loop()
     wanted = {f"{name}_bounded" if bounded else name: "uprobe" for name in DATA_PATH}
     wanted |= {"create_ah": "uprobe", "create_ah_return": "uretprobe", "qp_to_qp_ex": "uretprobe"}
-    entries = max(16, min(_MAX_POST_KEYS, post_memory // (POST_KEY_SIZE + POST_SIZE * possible_cpus())))
+    entries = max(16, min(MAX_POST_KEYS, post_memory // (POST_KEY_SIZE + POST_SIZE * possible_cpus())))
     try:
         probes = _load(
             "verbs_data", wanted, "uprobe", event_buffer, configure=lambda o: o.resize("posts", entries)
@@ -180,7 +182,9 @@ def _load(
     wanted: Iterable[str],
     method: str,
     event_buffer: int,
+    *,
     configure: Callable[[Object], None] | None = None,
+    into: KeyedFold | None = None,
     **constants: int,
 ) -> Probes:
     """Load an object with the ``wanted`` programs; one that the kernel refuses is left out."""
@@ -203,7 +207,8 @@ def _load(
             programs.discard(error.program)
             refused[error.program] = str(error)
             continue
-        probes = Probes(loading, method, RingBuffer(loading, "records", RECORD_SIZE))
+        size = RECORD_SIZE if into is None else into.record_size
+        probes = Probes(loading, method, RingBuffer(loading, "records", size, into=into))
         probes.refused.update(refused)
         return probes
 

@@ -111,6 +111,8 @@ class Providers:
 
     capacity: int
     dropped: int = 0
+    #: Changes when a figure is offered that nobody offered before.
+    version: int = 0
     _figures: dict[Figure, list[Offer]] = field(default_factory=dict)
 
     def __len__(self) -> int:
@@ -129,6 +131,7 @@ class Providers:
                 self.dropped += 1
                 return made
             offers = self._figures[figure] = []
+            self.version += 1
         offers.append(made)
         offers.sort(key=lambda offer: offer.rank)
         return made

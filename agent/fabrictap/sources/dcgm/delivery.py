@@ -73,6 +73,7 @@ class Delivery(Kept):
         links = range(_MOST_LINKS if bundle.by_link else 0)
         self._by_link = [Figure(entity.hw_id, bundle.name, f"{bundle.part}.{link}") for link in links]
         self._link_offers: dict[Figure, Offer] = {}
+        self._looked_at = -1
 
     def fold(self, readings: Readings, now_ns: int) -> None:
         self._now_ns = now_ns
@@ -113,7 +114,8 @@ class Delivery(Kept):
 
     def _whole(self) -> bool:
         """Whether nobody better has a link of what this has of all links: then none may be counted here."""
-        for figure in self._by_link:
+        looked_at, self._looked_at = self._looked_at, self._providers.version
+        for figure in self._by_link if looked_at != self._looked_at else ():
             if figure not in self._link_offers and self._providers.known(figure):
                 self._link_offers[figure] = self._providers.offer(DCGM, figure, self._end)
         chosen = [offer.available() for offer in self._link_offers.values()]  # each is to be told

@@ -15,6 +15,7 @@ from fabrictap.export.exporter import Exporter
 from fabrictap.export.prometheus import Endpoint
 from fabrictap.insight.identities import Identities
 from fabrictap.insight.inventory import Inventory
+from fabrictap.insight.reconcile import Reconciler
 from fabrictap.journal import Journal
 from fabrictap.ledger import Ledger, names
 from fabrictap.runner import Runner
@@ -66,6 +67,7 @@ class Node:
             )
             if wanted
         ]
+        self.reconciler = Reconciler(self.series, self.ledger)
         self._inventory = Inventory(self.series, self.ledger)
         self._identities = Identities(self.series, self.ledger)
         self._selfwatch = SelfWatch(self.series)
@@ -104,7 +106,9 @@ class Node:
                 break
             if now >= next_tick:
                 with self._lock:
-                    self.ring.tick(time.time_ns())
+                    now_ns = time.time_ns()
+                    self.reconciler.fold(now_ns)
+                    self.ring.tick(now_ns)
                 for runner in self.runners:
                     runner.revive(now)
                 next_tick = max(next_tick + self._config.ring.tick, now)

@@ -24,19 +24,20 @@ class Count:
 
 
 class Tap:
-    """Loaded and attached; close it before the next is opened. Counters are those of ``pid``."""
+    """Loaded, and attached to ``double``; close it before the next is opened. Counters are those of ``pid``."""
 
     def __init__(
         self,
-        double: Double,
+        double: Double | None,
         post_memory: int = 16 << 20,
         event_buffer: int = 1 << 20,
         *,
         bounded: bool = False,
     ) -> None:
         self.probes = load_data(post_memory, event_buffer, bounded=bounded)
-        for function in (*FUNCTIONS, "create_ah"):
-            attach_place(self.probes, double.place(function))
+        if double is not None:
+            for function in (*FUNCTIONS, "create_ah"):
+                attach_place(self.probes, double.place(function))
         assert self.probes.refused == {}
         self.map = self.probes.object.map("posts")
         self.posts = Posts()

@@ -19,7 +19,7 @@ from support import require
 @pytest.fixture
 def stand_in(double, monkeypatch):
     """The stand-in libibverbs in place of the system's, for programs that are started."""
-    library = builder.build_libibverbs(double)
+    library = double.libibverbs
     monkeypatch.setenv("LD_LIBRARY_PATH", str(library.parent))
     return library
 

@@ -1,4 +1,4 @@
-"""Compiles the stand-in provider, its application and its libibverbs."""
+"""Compiles the stand-in provider, its libibverbs and its application."""
 
 from __future__ import annotations
 
@@ -14,6 +14,8 @@ from fabrictap.sources.verbs.providers import Place
 HERE = Path(__file__).parent
 INCLUDE = HERE.parents[2] / "probes" / "include"
 HEADER = Path("/usr/include/infiniband/verbs.h")
+#: As providers are named; its application finds it and libibverbs beside each other.
+PROVIDER = "libstandin-rdmav34.so"
 FUNCTIONS = ("post_send", "post_recv", "post_srq_recv")
 #: First instructions of a provider's functions, by what a uprobe there costs.
 ENTRIES = {
@@ -46,6 +48,7 @@ class Double:
     """A compiled stand-in: ``library`` is the provider, ``driver`` the application."""
 
     library: Path
+    libibverbs: Path
     driver: Path
 
     def place(self, function: str) -> Place:
@@ -59,26 +62,21 @@ def _compile(*arguments: str | Path) -> None:
 
 
 def build(directory: Path, entry: str = "push") -> Double:
-    """The provider with first instructions ``entry`` (of ENTRIES), and the application linked to it."""
+    """The provider with first instructions ``entry`` (of ENTRIES), libibverbs, and the application."""
     directory.mkdir(parents=True, exist_ok=True)
-    library, driver = directory / "libstandin.so", directory / "driver"
+    double = Double(directory / PROVIDER, directory / "libibverbs.so.1", directory / "driver")
+    rpath = f"-Wl,-rpath,{directory}"
     _compile(
-        f'-DENTRY="{ENTRIES[entry]}"', "-shared", "-fPIC", "-Wl,-soname,libstandin.so",
-        HERE / "provider.c", "-o", library,
+        f'-DENTRY="{ENTRIES[entry]}"', "-shared", "-fPIC", f"-Wl,-soname,{PROVIDER}",
+        HERE / "provider.c", "-o", double.library,
+    )  # fmt: skip
+    _compile(
+        "-shared", "-fPIC", "-Wl,-soname,libibverbs.so.1", HERE / "libibverbs.c", double.library, rpath,
+        "-o", double.libibverbs,
     )  # fmt: skip
     sources = [HERE / name for name in ("driver.c", "workload.c", "tally.c")]
-    _compile(*sources, library, "-pthread", f"-Wl,-rpath,{directory}", "-o", driver)
-    return Double(library, driver)
-
-
-def build_libibverbs(double: Double) -> Path:
-    """The stand-in of libibverbs.so.1 over ``double``'s provider, beside it."""
-    library = double.library.parent / "libibverbs.so.1"
-    _compile(
-        "-shared", "-fPIC", "-Wl,-soname,libibverbs.so.1", HERE / "libibverbs.c", double.library,
-        f"-Wl,-rpath,{double.library.parent}", "-o", library,
-    )  # fmt: skip
-    return library
+    _compile(*sources, double.library, double.libibverbs, "-pthread", rpath, "-o", double.driver)
+    return double
 
 
 def check_abi() -> None:

@@ -36,6 +36,40 @@ struct ibv_device **ibv_get_device_list(int *count)
 	return list;
 }
 
+/* As in libibverbs/dummy_ops.c, with fewer functions. */
+#define SET_OP(name)                                           \
+	do {                                                   \
+		if (ops->name) {                               \
+			priv->ops.name = ops->name;            \
+			context->context.ops.name = ops->name; \
+		}                                              \
+	} while (0)
+
+void verbs_set_ops(struct verbs_context *context, const struct stand_in_ops *ops)
+{
+	struct stand_in_private *priv = (struct stand_in_private *)context->priv;
+
+	SET_OP(poll_cq);
+	SET_OP(post_recv);
+	SET_OP(post_send);
+	SET_OP(post_srq_recv);
+}
+
+struct ibv_context *stand_in_open(struct ibv_device *device)
+{
+	struct verbs_context *context = calloc(1, sizeof(*context));
+
+	if (!context)
+		abort();
+	context->sz = sizeof(*context);
+	context->priv = calloc(1, sizeof(struct stand_in_private));
+	context->context.abi_compat = __VERBS_ABI_IS_EXTENDED;
+	context->context.device = device;
+	context->context.cmd_fd = -1;
+	stand_in_alloc_context(context);
+	return &context->context;
+}
+
 struct ibv_context *ibv_open_device(struct ibv_device *device)
 {
 	long which = device - devices;
@@ -45,11 +79,9 @@ struct ibv_context *ibv_open_device(struct ibv_device *device)
 		errno = EACCES;
 		return NULL;
 	}
-	context = calloc(1, sizeof(*context));
-	context->device = device;
-	context->ops.post_send = post_send;
-	context->ops.post_recv = post_recv;
-	context->ops.post_srq_recv = which == NO_SRQ ? dummy_post_srq_recv : post_srq_recv;
+	context = stand_in_open(device);
+	if (which == NO_SRQ)
+		context->ops.post_srq_recv = dummy_post_srq_recv;
 	if (which == NOWHERE)
 		context->ops.post_recv = mmap(NULL, 4096, PROT_READ | PROT_EXEC,
 					      MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
@@ -58,7 +90,10 @@ struct ibv_context *ibv_open_device(struct ibv_device *device)
 
 int ibv_close_device(struct ibv_context *context)
 {
-	free(context);
+	struct verbs_context *whole = verbs_get_ctx(context);
+
+	free(whole->priv);
+	free(whole);
 	return 0;
 }
 

@@ -89,7 +89,7 @@ static void *allocate(size_t count, size_t size)
 static void sends(struct world *world, struct tally *tally, int queue, uint32_t chain, struct shape shape,
 		  struct rng *rng)
 {
-	struct ibv_qp *qp = &world->qps[queue];
+	struct ibv_qp *qp = &world->qps[queue].qp_base;
 	struct ibv_send_wr *wrs = allocate(chain, sizeof(*wrs)), *bad = NULL;
 	struct lists lists = { allocate((size_t)chain * (rng ? 70 : shape.sges), sizeof(struct ibv_sge)), 0 };
 	struct tally none = { 0 };
@@ -133,7 +133,7 @@ static void sends(struct world *world, struct tally *tally, int queue, uint32_t 
 static void receives(struct world *world, struct tally *tally, int queue, uint32_t chain, struct shape shape,
 		     struct rng *rng, int shared)
 {
-	struct ibv_qp *qp = &world->qps[queue];
+	struct ibv_qp *qp = &world->qps[queue].qp_base;
 	struct ibv_srq *srq = &world->srqs[queue];
 	struct tally_key key = { (uintptr_t)qp->context, qp->qp_num, 128, 1, qp->qp_type, 0, 0 };
 	struct ibv_recv_wr *wrs = allocate(chain, sizeof(*wrs)), *bad = NULL;

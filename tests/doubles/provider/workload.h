@@ -13,8 +13,9 @@
 
 struct world {
 	struct ibv_device devices[MAX_QUEUES];
-	struct ibv_context contexts[MAX_QUEUES];
-	struct ibv_qp qps[MAX_QUEUES];
+	struct ibv_context *contexts[MAX_QUEUES];
+	struct ibv_qp_ex qps[MAX_QUEUES]; /* of which the plain ones use no more than the struct ibv_qp */
+	int extended[MAX_QUEUES];
 	struct ibv_srq srqs[MAX_QUEUES];
 	struct ibv_ah *handles[MAX_HANDLES];
 	int device_count, context_count, qp_count, srq_count, handle_count;

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from fabrictap.ext.bpf import BpfError, KernelTypes, Link, Object, RingBuffer, has_bpf_loop, possible_cpus
 from fabrictap.ext.records import LOSSES, POST_KEY_SIZE, POST_SIZE, RECORD_SIZE, sum_per_cpu
-from fabrictap.sources.verbs.providers import DATA_PATH, Entry, Place, entry
+from fabrictap.sources.verbs.providers import DATA_PATH, Place, entry
 
 _log = logging.getLogger(__name__)
 _OBJECTS = Path(__file__).parents[2] / "probes"
@@ -144,34 +144,71 @@ def load_data(post_memory: int, event_buffer: int, *, bounded: bool = False) -> 
     return probes
 
 
+@dataclass(frozen=True, slots=True)
+class Attachment:
+    """One program at one instruction."""
+
+    program: str
+    link: Link
+
+
+def attach_function(
+    probes: Probes, name: str, descriptor: int, offset: int, pid: int = 0
+) -> list[Attachment]:
+    """Attach what belongs to one function of a library; all of it or nothing. Raises BpfError, OSError.
+
+    ``offset`` is the function's first byte in the file behind ``descriptor``, which may be closed
+    afterwards. With ``pid``, for that process only.
+    """
+    # Through the descriptor: the file that was looked at is the file that is probed.
+    path = f"/proc/self/fd/{descriptor}"
+    start = entry(descriptor, offset)
+    if not start.cheap:
+        _log.info("%s at +%#x starts with an instruction that the kernel single-steps", name, offset)
+    made: list[Attachment] = []
+    try:
+        for program, on_return in _programs(probes, name):
+            at = offset if on_return else start.offset
+            link = probes.object.attach_uprobe(program, path, at, on_return, pid or -1)
+            made.append(Attachment(program, link))
+            probes.attached[program] = probes.attached.get(program, 0) + 1
+    except BpfError as error:
+        detach(probes, made)
+        probes.refused[name] = str(error)
+        raise
+    return made
+
+
+def detach(probes: Probes, attachments: Iterable[Attachment]) -> None:
+    """Undo :func:`attach_function`."""
+    for attachment in attachments:
+        attachment.link.close()
+        probes.attached[attachment.program] -= 1
+
+
+def _programs(probes: Probes, name: str) -> list[tuple[str, bool]]:
+    """(program, on return) of what is attached to the function ``name``."""
+    if name == "create_ah":
+        return [("create_ah", False), ("create_ah_return", True)]
+    if name == "qp_to_qp_ex":
+        return [("qp_to_qp_ex", True)]
+    return [(f"{name}_bounded" if probes.bounded else name, False)]
+
+
 def attach_place(probes: Probes, place: Place) -> bool:
-    """Attach the data path's program for one provider function. False: see ``refused`` for the reason."""
-    name = place.function
-    program = f"{name}_bounded" if probes.bounded and name in DATA_PATH else name
+    """Attach to a function by path, until ``probes`` is closed. False: see ``refused`` for the reason."""
     try:
         descriptor = os.open(place.file, os.O_RDONLY | os.O_CLOEXEC)
     except OSError as error:
-        probes.refused[program] = f"{place.file}: {error.strerror}"
-        _log.warning("cannot count %s in %s: %s", name, place.file, error.strerror)
+        probes.refused[place.function] = f"{place.file}: {error.strerror}"
         return False
     try:
-        # Through the descriptor: the file that was looked at is the file that is probed.
-        path = f"/proc/self/fd/{descriptor}"
-        on_return = name == "qp_to_qp_ex"
-        start = Entry(place.offset, True) if on_return else entry(descriptor, place.offset)
-        probes.links.append(probes.object.attach_uprobe(program, path, start.offset, on_return))
-        probes.attached[program] = probes.attached.get(program, 0) + 1
-        if name == "create_ah":
-            probes.links.append(probes.object.attach_uprobe("create_ah_return", path, place.offset, True))
-            probes.attached["create_ah_return"] = probes.attached.get("create_ah_return", 0) + 1
-        if not start.cheap:
-            _log.info("%s in %s starts with an instruction that the kernel single-steps", name, place.file)
-    except BpfError as error:
-        probes.refused[program] = str(error)
-        _log.warning("cannot count %s in %s: %s", name, place.file, error)
+        made = attach_function(probes, place.function, descriptor, place.offset)
+    except (BpfError, OSError):
         return False
     finally:
         os.close(descriptor)
+    probes.links += [attachment.link for attachment in made]
     return True
 
 

@@ -36,12 +36,13 @@ from fabrictap.ledger.processes import read as read_process
 from fabrictap.series import SeriesTable
 from fabrictap.sources import SourceUnavailable
 from fabrictap.sources.verbs import providers
+from fabrictap.sources.verbs.attach import Attachments
 from fabrictap.sources.verbs.control import ControlFold, ends_flows, unbinds
+from fabrictap.sources.verbs.discovery import Discovery
 from fabrictap.sources.verbs.posts import PostFold
 from fabrictap.sources.verbs.probes import (
     Probes,
     ProbesUnavailable,
-    attach_place,
     load_connection_manager,
     load_control,
     load_data,
@@ -95,9 +96,7 @@ class Verbs:
         #: Counter of posted work -> RDMA device; looked up once, while its context is surely still that one.
         self._device_of: dict[bytes, str] = {}
         self._devices: set[str] = set()
-        #: (device, inode) of a probed provider library -> since when (epoch ns).
-        self._attached: dict[tuple[str, int], int] = {}
-        self._places: set[providers.Place] = set()
+        self._discovery: Discovery | None = None
         self._known: dict[int, int | None] = {}
         self._unresolved: set[int] = set()
         self._anew = False
@@ -117,6 +116,7 @@ class Verbs:
         if self._config.data != "off":
             try:
                 self._data = load_data(self._config.post_memory, self._config.event_buffer)
+                self._discovery = Discovery(Attachments(self._data), self.errors)
             except ProbesUnavailable as error:
                 self._trouble("data path", f"{error}: posts are not counted")
         if self._config.control != "off":
@@ -128,6 +128,8 @@ class Verbs:
             reasons = "; ".join(self.problems.values()) or "both paths are off in the configuration"
             raise SourceUnavailable(reasons)
         self._look_for_news()
+        if self._discovery is not None:
+            self._unresolved |= self._discovery.running()
         self._next_tick = time.monotonic() + self._config.interval
 
     def sample(self) -> Sample:
@@ -153,13 +155,16 @@ class Verbs:
         return sample
 
     def close(self) -> None:
+        if self._discovery is not None:
+            self._discovery.close()
+            self._discovery = None
         for probes in (self._control, self._connection_manager, self._data):
             if probes is not None:
                 probes.close()
         self._control = self._connection_manager = self._data = None
         # What comes next is loaded, attached and counted from the beginning.
         self._posts = Posts()
-        for learned in (self._device_of, self._places, self._attached, self._known, self._devices):
+        for learned in (self._device_of, self._known, self._devices):
             learned.clear()
         self.problems.pop("connection manager", None)
         self._anew = True
@@ -196,7 +201,7 @@ class Verbs:
 
     def _discover(self) -> bool:
         """Find the provider functions and attach to those that are new. False: to be tried again."""
-        if self._data is None:
+        if self._discovery is None:
             return True
         try:
             report = providers.discover()
@@ -205,12 +210,7 @@ class Verbs:
             return False
         for device, problem in report.problems.items():
             self._trouble(f"provider of {device}", f"{problem}: its posts are not counted")
-        for place in report.places:
-            if place in self._places:
-                continue
-            self._places.add(place)
-            if attach_place(self._data, place) and place.function in providers.DATA_PATH:
-                self._attached.setdefault((place.device, place.inode), time.time_ns())
+        self._discovery.host(report.places)
         return True
 
     def _read_posts(self) -> list[tuple[PostKey, Post, str | None]]:
@@ -260,21 +260,16 @@ class Verbs:
             if pid not in opened and self._known.get(pid) is not None:
                 continue
             sample.processes.append(read_process(pid, comm))
-            self._known[pid] = sample.instrumented[pid] = self._instrumented_since(pid)
+            since = self._discovery.look(pid) if self._discovery is not None else None
+            self._known[pid] = sample.instrumented[pid] = since
+        if sample.posts is not None and self._discovery is not None:
+            self._discovery.sweep()
         now = time.monotonic()
         if now >= self._next_reap:
             self._next_reap = now + _REAP_SECONDS
             sample.gone = [pid for pid in self._known if not Path(f"/proc/{pid}").exists()]
             for pid in sample.gone:
                 del self._known[pid]
-
-    def _instrumented_since(self, pid: int) -> int | None:
-        try:
-            mapped = providers.mapped_libraries(pid)
-        except OSError:
-            return None
-        since = [self._attached[library] for library in mapped if library in self._attached]
-        return min(since) if since else None
 
     def _count_error(self, error: BpfError) -> None:
         name = errno.errorcode.get(error.errno, str(error.errno))
@@ -293,7 +288,8 @@ class Verbs:
         for process in sample.processes:
             self._ledger.processes.put(process)
         self._control_fold.instrumented.update(sample.instrumented)
-        self._post_fold.probed_since_ns = max(self._attached.values(), default=None)
+        if self._discovery is not None:
+            self._post_fold.probed_since_ns = self._discovery.attachments.newest_ns
         posts = self._post_fold.take(sample.posts or [])
         offset = now_ns - time.clock_gettime_ns(time.CLOCK_MONOTONIC)
         for record in sample.records:

@@ -262,6 +262,7 @@ def test_what_the_last_process_mapped_is_let_go_and_what_another_maps_is_kept(ag
         second.send(1, times=3)
         assert_exact(agent, second, contexts)
     agent.discovery.sweep()
+    agent.attachments.settle()
     assert (len(agent.attachments), agent.attachments.links, descriptors()) == (0, 0, before)
     assert set(agent.tap.probes.attached.values()) == {0}
 
@@ -279,6 +280,7 @@ def test_a_container_s_file_system_can_be_unmounted_when_its_last_process_has_go
         busy = subprocess.run(["umount", str(root)], check=False, capture_output=True).returncode
         assert busy
     agent.discovery.sweep()
+    agent.attachments.settle()
     subprocess.run(["umount", str(root)], check=True)
 
 
@@ -305,7 +307,7 @@ def test_a_thousand_short_processes_leave_nothing_behind(agent, double, tmp_path
             opened(application)
             assert agent.discovery.look(application.pid) is not None
             application.send(0, times=1 + number % 3)
-        if number % 25 == 24:
+        if number % 250 == 249:
             agent.discovery.sweep()
             for key, post in agent.tap.moved():
                 counted += post.operations
@@ -313,6 +315,7 @@ def test_a_thousand_short_processes_leave_nothing_behind(agent, double, tmp_path
                 agent.tap.posts.forget(key.raw)
     assert counted == sum(1 + number % 3 for number in range(1000))
     agent.discovery.sweep()
+    agent.attachments.settle()
     assert agent.tap.lost() == {}
     assert list(agent.tap.map.batches()) == []
     assert (len(agent.attachments), agent.attachments.links, descriptors()) == (0, 0, before)

@@ -21,6 +21,7 @@ import os
 import struct
 import time
 from collections.abc import Container, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -34,6 +35,8 @@ _PAGE = mmap.PAGESIZE
 _FRAME = (1 << 55) - 1
 #: For one look at all processes whether they map what is about to be detached.
 _SEARCH_SECONDS = 0.25
+#: Detachments that wait for the kernel at a time.
+_CLOSERS = 8
 
 #: st_dev and inode; of what was found in a process's memory also its pid, else 0.
 Key = tuple[int, int, int]
@@ -82,6 +85,9 @@ class Attachments:
         self._files: dict[Key, File] = {}
         #: Every key, aliases too, of the files in ``_files``.
         self._known: dict[Key, File] = {}
+        #: Files that are being let go, by key.
+        self._closing: dict[Key, tuple[File, list[Future[None]]]] = {}
+        self._closers = ThreadPoolExecutor(_CLOSERS, "fabrictap-detach")
         #: Why places were not attached, by reason.
         self.refused: dict[str, int] = {}
         self.attached = 0
@@ -122,10 +128,15 @@ class Attachments:
         file = self._known.get(key)
         if file is None:
             same = self._same(descriptor, status)
+            for leaving in [other for other in same if other.key in self._closing]:
+                same.remove(leaving)
+                self._finish(leaving)
             if not pid:
                 # Two probes at one place would both count.
                 for private in [other for other in same if other.key[2]]:
+                    same.remove(private)
                     self._detach(private)
+                    self._finish(private)
             file = next((other for other in same if other.key[2] in (0, pid)), None)
             if file is not None and file.key[2] == pid:
                 file.aliases.add(key)
@@ -154,6 +165,9 @@ class Attachments:
 
     def sweep(self) -> list[int]:
         """Detach what nobody maps any more; the pids that turned out to map something after all."""
+        for file, closed in list(self._closing.values()):
+            if all(future.done() for future in closed):
+                self._finish(file)
         idle = []
         for file in self:
             for pid, started in list(file.users.items()):
@@ -175,8 +189,11 @@ class Attachments:
         return [pid for pids in found.values() for pid in pids]
 
     def close(self) -> None:
+        """Let go of everything; waits for it."""
         for file in list(self._files.values()):
             self._detach(file)
+        self.settle()
+        self._closers.shutdown()
 
     def _attach(self, file: File, functions: dict[str, tuple[int, ...]], pid: int) -> None:
         for name, offsets in functions.items():
@@ -193,18 +210,28 @@ class Attachments:
                 self.attached += len(made)
 
     def _detach(self, file: File) -> None:
-        for probed in file.places.values():
-            self.detached += len(probed.attachments)
-            detach(self._probes, probed.attachments)
-        os.close(file.descriptor)
+        links = [link for probed in file.places.values() for link in detach(self._probes, probed.attachments)]
+        # The kernel waits for all processors each time, but for several links at once if asked so.
+        self._closing[file.key] = file, [self._closers.submit(link.close) for link in links]
+        self.detached += len(links)
         del self._files[file.key]
         for key in (file.key, *file.aliases):
             del self._known[key]
 
+    def _finish(self, file: File) -> None:
+        """Wait until nothing of a file that is being let go counts any more."""
+        wait(self._closing.pop(file.key)[1])
+        os.close(file.descriptor)
+
+    def settle(self) -> None:
+        """Wait until all that was let go is detached."""
+        for file, _ in list(self._closing.values()):
+            self._finish(file)
+
     def _same(self, descriptor: int, status: os.stat_result) -> list[File]:
         """The files that are already attached and the same beneath, maybe under another device."""
         found = []
-        for file in self:
+        for file in (*self, *(file for file, _ in self._closing.values())):
             if file.key[1] != status.st_ino:
                 continue
             if file.key[0] == status.st_dev or (

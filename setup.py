@@ -101,13 +101,26 @@ class Build(build):
     sub_commands: ClassVar[list[Any]] = [("build_probes", None), *build.sub_commands]
 
 
+def declarations() -> Path:
+    """Where Cython finds ext/*.pxd: below the full names of the modules that they declare."""
+    root = ROOT / "build" / "declarations"
+    package = root / "fabrictap" / "ext"
+    shutil.rmtree(root, ignore_errors=True)
+    package.mkdir(parents=True)
+    for directory in (package.parent, package):
+        (directory / "__init__.pxd").touch()
+    for source in (ROOT / "ext").glob("*.pxd"):
+        (package / source.name).symlink_to(source)
+    return root
+
+
 def extension(name: str, libraries: list[str]) -> Extension:
     """``ext/NAME.pyx`` as fabrictap.ext.NAME."""
     return Extension(
         f"fabrictap.ext.{name}",
         [f"ext/{name}.pyx"],
         include_dirs=["ext", "probes/include"],
-        depends=["ext/fold.h", "ext/libbpf_log.h", "probes/include/records.h"],
+        depends=["ext/fold.h", "ext/libbpf_log.h", "ext/ring.h", "ext/ring.pxd", "probes/include/records.h"],
         libraries=libraries,
         extra_compile_args=["-O2", "-Wall", "-Wno-unused-function", "-D_GNU_SOURCE"],
     )
@@ -115,8 +128,14 @@ def extension(name: str, libraries: list[str]) -> Extension:
 
 setup(
     ext_modules=cythonize(
-        [extension("bpf", ["elf", "z"]), extension("records", []), extension("counters", [])],
-        include_path=["ext"],
+        [
+            extension("bpf", ["elf", "z"]),
+            extension("records", []),
+            extension("counters", []),
+            extension("ring", ["m"]),
+            extension("points", []),
+        ],
+        include_path=["ext", str(declarations())],
         build_dir="build/cython",
         language_level=3,
     ),

@@ -7,9 +7,11 @@ opened once is read again and again with pread; a file whose device has gone ans
 
 from cpython.mem cimport PyMem_Free, PyMem_Realloc
 from libc.errno cimport EINTR, errno
-from libc.stdint cimport UINT64_MAX, uint64_t
+from libc.stdint cimport INT64_MAX, UINT64_MAX, uint32_t, uint64_t
 from posix.types cimport off_t
 from posix.unistd cimport close as c_close
+
+from fabrictap.ext.ring cimport FT_NO_SERIES, Ring, Series, ft_observer, ft_ring_observe
 
 import os
 
@@ -21,7 +23,7 @@ cdef extern from "unistd.h" nogil:
 OK = 0
 #: The content is not an unsigned decimal number, as in "N/A (no PMA)".
 NOT_A_NUMBER = -1
-#: The number does not fit in 64 bits.
+#: The number does not fit in 64 bits, or what it stands for not in the 63 that OTLP carries.
 OVERFLOW = -2
 #: The slot is disabled, free, or has not been read since it was added or enabled.
 NOT_READ = -3
@@ -40,7 +42,9 @@ cdef struct Slot:
     int fd
     int status
     bint enabled
+    bint fast
     uint64_t value
+    ft_observer observer
 
 
 cdef int _parse(const char *text, ssize_t length, uint64_t *value) noexcept nogil:
@@ -70,13 +74,13 @@ cdef int _parse(const char *text, ssize_t length, uint64_t *value) noexcept nogi
     return _OK
 
 
-cdef void _read_all(Slot *slots, Py_ssize_t count) noexcept nogil:
+cdef void _read_all(Slot *slots, Py_ssize_t count, bint fast) noexcept nogil:
     cdef char buffer[_BUFFER]
     cdef Py_ssize_t i
     cdef ssize_t length
     cdef int tries
     for i in range(count):
-        if slots[i].fd < 0 or not slots[i].enabled:
+        if slots[i].fd < 0 or not slots[i].enabled or (fast and not slots[i].fast):
             continue
         length = -1
         for tries in range(_TRIES):
@@ -87,10 +91,22 @@ cdef void _read_all(Slot *slots, Py_ssize_t count) noexcept nogil:
             slots[i].status = errno
         else:
             slots[i].status = _parse(buffer, length, &slots[i].value)
+            if slots[i].status == _OK and slots[i].value > <uint64_t>INT64_MAX // slots[i].observer.scale:
+                slots[i].status = _OVERFLOW
+
+
+cdef void _fold_all(Slot *slots, Py_ssize_t count, bint fast, Ring ring, uint64_t now_ns) noexcept nogil:
+    cdef Py_ssize_t i
+    for i in range(count):
+        if slots[i].fd >= 0 and slots[i].enabled and slots[i].status == _OK and (slots[i].fast or not fast):
+            ft_ring_observe(&ring.view, &slots[i].observer, slots[i].value, now_ns)
 
 
 cdef class CounterFiles:
     """Open counter files, each in a numbered slot that stays its own until it is removed.
+
+    ``bind`` says which series a slot feeds; ``read`` reads the files and ``fold`` puts what was read into
+    the series, both without the GIL. Slots that are bound as fast can be read and folded by themselves.
 
     Memory grows with the most slots ever held at once. One thread at a time: while ``read`` runs in
     one thread, every other method that changes the set raises RuntimeError.
@@ -121,8 +137,11 @@ cdef class CounterFiles:
     def __len__(self):
         return self._open
 
-    def add(self, path):
-        """Open ``path`` and return its slot. Raises OSError where it cannot be opened."""
+    def add(self, path, uint32_t scale=1):
+        """Open ``path`` and return its slot. Raises OSError where it cannot be opened.
+
+        ``scale`` is what one count is worth in the unit of the series.
+        """
         cdef Py_ssize_t slot
         self._check_idle()
         # O_NONBLOCK: what only looks like a counter, a FIFO say, must not hold the reader
@@ -141,7 +160,9 @@ cdef class CounterFiles:
         self._slots[slot].fd = fd
         self._slots[slot].status = _NOT_READ
         self._slots[slot].enabled = True
+        self._slots[slot].fast = False
         self._slots[slot].value = 0
+        self._slots[slot].observer = ft_observer(FT_NO_SERIES, scale, 0, 0, 64)
         self._open += 1
         return slot
 
@@ -163,13 +184,40 @@ cdef class CounterFiles:
             self._slots[slot].enabled = enabled
             self._slots[slot].status = _NOT_READ
 
-    def read(self):
-        """Read every enabled slot once, without the GIL."""
+    def bind(self, Py_ssize_t slot, Series series, bint fast):
+        """Let a slot feed ``series``, which begins with what the file says at the next fold.
+
+        None takes its series away. Raises IndexError.
+        """
+        self._check_idle()
+        self._check(slot)
+        self._slots[slot].observer.series = FT_NO_SERIES if series is None else series.slot
+        self._slots[slot].observer.time_ns = 0
+        self._slots[slot].fast = fast
+
+    def read(self, bint fast=False):
+        """Read every enabled slot once, or the fast ones only, without the GIL."""
         self._check_idle()
         self._reading = True
         with nogil:
-            _read_all(self._slots, self._end)
+            _read_all(self._slots, self._end, fast)
         self._reading = False
+
+    def fold(self, Ring ring not None, uint64_t now_ns, bint fast=False):
+        """Put what the last ``read`` found into the series, under the lock that guards ``ring``."""
+        self._check_idle()
+        with nogil:
+            _fold_all(self._slots, self._end, fast, ring, now_ns)
+
+    def troubles(self):
+        """[(slot, status)] of the enabled slots that the last ``read`` of all could not read."""
+        cdef Py_ssize_t i
+        self._check_idle()
+        return [
+            (i, self._slots[i].status)
+            for i in range(self._end)
+            if self._slots[i].fd >= 0 and self._slots[i].enabled and self._slots[i].status != _OK
+        ]
 
     def results(self):
         """What the last ``read`` found: (values, statuses), both indexed by slot.

@@ -1,4 +1,4 @@
-"""The one table of everything fabrictap exports: metrics, spans and their attributes.
+"""The one table of everything fabrictap exports: metrics, spans, events and their attributes.
 
 Names, units, kinds and meanings stand here alone. Code refers to the constants below; documents,
 dashboards and tests are generated from this table or checked against it.
@@ -43,7 +43,10 @@ class Attribute:
 
 @dataclass(frozen=True, slots=True)
 class Metric:
-    """One metric. ``unit`` is UCUM; ``attributes`` may be absent on a point where they cannot be known."""
+    """One metric. ``unit`` is UCUM; ``attributes`` may be absent on a point where they cannot be known.
+
+    ``rates``: the counter is also exported as two gauges, NAME.rate.average and NAME.rate.peak, in UNIT/s.
+    """
 
     name: str
     kind: Kind
@@ -51,6 +54,7 @@ class Metric:
     description: str
     attributes: tuple[Attribute, ...]
     standard: Standard = Standard.FABRICTAP
+    rates: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,6 +64,15 @@ class Span:
     name: str
     description: str
     attributes: tuple[Attribute, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Event:
+    """One kind of event. ``severity`` is an OTLP SeverityNumber: 9 info, 13 warning, 17 error."""
+
+    name: str
+    severity: int
+    description: str
 
 
 # --- attributes -----------------------------------------------------------------------------------
@@ -230,9 +243,17 @@ TABLE = Attribute(
     "A bounded table of the agent",
     ("devices", "connections", "memory_regions", "contexts", "processes", "flows", "spans"),
 )
+METRIC_OVERFLOW = Attribute(
+    "otel.metric.overflow",
+    bool,
+    "true on the one series of a counter that counts for all that limits.series refused",
+)
 COMPONENT_TYPE = Attribute("otel.component.type", str, "Kind of exporter, as in otlp_grpc_metric_exporter")
 COMPONENT_NAME = Attribute("otel.component.name", str, "Name of the exporter in this process")
 CPU_MODE = Attribute("cpu.mode", str, "Where the time was spent", ("user", "system"))
+
+#: What any counter may have beside its own attributes.
+ON_ANY_COUNTER = (METRIC_OVERFLOW,)
 
 _PORT = (HW_ID, HW_NAME, HW_PARENT, RDMA_LINK_LAYER)
 _PROCESS = (PROCESS_PID, PROCESS_EXE)
@@ -251,6 +272,7 @@ NETWORK_IO = Metric(
     "traffic included (rdma.counter.source=netdev)",
     (*_PORT, IO_DIRECTION, RDMA_COUNTER_SOURCE),
     Standard.SEMCONV,
+    rates=True,
 )
 NETWORK_PACKETS = Metric(
     "hw.network.packets",
@@ -259,6 +281,7 @@ NETWORK_PACKETS = Metric(
     "Packets that the port moved",
     (*_PORT, IO_DIRECTION, RDMA_COUNTER_SOURCE),
     Standard.SEMCONV,
+    rates=True,
 )
 NETWORK_LIMIT = Metric(
     "hw.network.bandwidth.limit",
@@ -423,6 +446,16 @@ LOST = Metric(
     "What the probes saw but could not record",
     (SOURCE, LOSS),
 )
+SAMPLE_INTERVAL = Metric(
+    "fabrictap.source.fast.interval",
+    Kind.GAUGE,
+    "s",
+    "Time between two fast samples; longer than configured where they would cost too much",
+    (SOURCE,),
+)
+RING_SIZE = Metric(
+    "fabrictap.ring.size", Kind.UPDOWNCOUNTER, "By", "Memory or disk that the ring's file takes now", ()
+)
 SERIES_COUNT = Metric("fabrictap.series.count", Kind.UPDOWNCOUNTER, "{series}", "Series exported now", ())
 SERIES_REFUSED = Metric(
     "fabrictap.series.refused",
@@ -510,9 +543,60 @@ FLOW_WINDOW_SPAN = Span(
 )
 
 
+# --- events, kept in the recording ----------------------------------------------------------------
+
+AGENT_STARTED = Event("fabrictap.agent.started", 9, "The agent began to watch")
+AGENT_STOPPED = Event("fabrictap.agent.stopped", 9, "The agent ended in order")
+SOURCE_DELIVERS = Event("fabrictap.source.delivers", 9, "A source delivers, for the first time or again")
+SOURCE_OFF = Event("fabrictap.source.off", 13, "A source does not deliver; the text says why")
+SOURCE_HANGS = Event("fabrictap.source.hangs", 17, "A source's call does not return")
+QP_CREATED = Event("rdma.qp.created", 9, "A queue pair was made")
+QP_READY = Event("rdma.qp.ready", 9, "A queue pair can receive (rtr) or send (rts); the text says which")
+QP_ERROR = Event("rdma.qp.error", 13, "A queue pair went into the error state")
+QP_DESTROYED = Event("rdma.qp.destroyed", 9, "A queue pair is no more; the text says why")
+MR_REGISTERED = Event("rdma.memory_region.registered", 9, "Memory was registered; value: bytes")
+MR_DEREGISTERED = Event("rdma.memory_region.deregistered", 9, "A memory region is no more; value: bytes")
+CONTEXT_OPENED = Event("rdma.context.opened", 9, "A process opened an RDMA device")
+CONTEXT_CLOSED = Event("rdma.context.closed", 9, "A process closed an RDMA device")
+PROCESS_EXITED = Event("process.exited", 9, "A process that used RDMA ended")
+
+
+def events() -> Iterator[Event]:
+    """Every event of the catalog, in the order of this file."""
+    return (value for value in globals().values() if isinstance(value, Event))
+
+
 def metrics() -> Iterator[Metric]:
     """Every metric of the catalog, in the order of this file."""
     return (value for value in globals().values() if isinstance(value, Metric))
+
+
+def rates(metric: Metric) -> tuple[Metric, Metric]:
+    """The gauges that a counter with ``rates`` is exported as besides: its average and its peak rate."""
+    what = metric.description.partition(". ")[0]
+    average = Metric(
+        f"{metric.name}.rate.average",
+        Kind.GAUGE,
+        f"{metric.unit}/s",
+        f"{what}: rate over the export interval",
+        metric.attributes,
+    )
+    peak = Metric(
+        f"{metric.name}.rate.peak",
+        Kind.GAUGE,
+        f"{metric.unit}/s",
+        f"{what}: the largest rate between two samples of the export interval",
+        metric.attributes,
+    )
+    return average, peak
+
+
+def exported() -> Iterator[Metric]:
+    """Every metric that leaves the agent: the catalog's own and the rates of those that have them."""
+    for metric in metrics():
+        yield metric
+        if metric.rates:
+            yield from rates(metric)
 
 
 def spans() -> Iterator[Span]:

@@ -10,7 +10,7 @@ import argparse
 import difflib
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from fabrictap.version import VERSION
@@ -157,12 +157,17 @@ def _no_command(options: argparse.Namespace) -> NoReturn:
 def _run(options: argparse.Namespace) -> int:
     import signal
 
+    def on_signals(handler: Callable[[int, FrameType | None], Any] | int) -> None:
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, handler)
+
     def leave(number: int, frame: FrameType | None) -> NoReturn:  # noqa: ARG001 - fixed by signal
+        # The interpreter's own end takes a moment, in which a second Ctrl-C changes nothing.
+        on_signals(signal.SIG_IGN)
         raise SystemExit(0)
 
     # Until the node takes over there is nothing to hand in: asked to stop, it stops.
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, leave)
+    on_signals(leave)
     import logging
 
     from fabrictap.config import ConfigError, parse_duration
@@ -189,9 +194,8 @@ def _run(options: argparse.Namespace) -> int:
     for level, text in doctor.summary(config):
         log.log(level, text)
     node.run(duration)
-    # All is handed in. The interpreter's own end takes a moment, in which a second Ctrl-C changes nothing.
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, signal.SIG_IGN)
+    # All is handed in; see above.
+    on_signals(signal.SIG_IGN)
     return 0
 
 

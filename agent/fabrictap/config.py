@@ -53,9 +53,26 @@ class Devices(Section):
     deny: list[str] = []
 
 
+class Ring(Section):
+    """The flight recorder: a file in which everything is aggregated and which outlives the agent."""
+
+    #: null keeps the ring in memory only: no recording, nothing for the commands that read it.
+    path: str | None = "/run/fabrictap/ring"
+    #: How much of the past a file holds, in ticks.
+    span: Duration = Duration(300.0)
+    tick: Duration = Duration(1.0)
+    #: Files of earlier runs that are kept, as path.1, path.2 ...
+    keep: int = 3
+    events: int = 8192
+    #: How long what has ended can still be read before its place is given away.
+    grace: Duration = Duration(10.0)
+
+
 class Infiniband(Section):
     enabled: bool = True
     interval: Duration = Duration(1.0)
+    #: Traffic counters are read this often besides, for peak rates; 0s: with the others only.
+    fast_interval: Duration = Duration(0.1)
     sysfs: str = "/sys"
 
 
@@ -144,6 +161,7 @@ class Resource(Section):
 class Config(Section):
     agent: Agent = msgspec.field(default_factory=Agent)
     devices: Devices = msgspec.field(default_factory=Devices)
+    ring: Ring = msgspec.field(default_factory=Ring)
     sources: Sources = msgspec.field(default_factory=Sources)
     limits: Limits = msgspec.field(default_factory=Limits)
     flows: Flows = msgspec.field(default_factory=Flows)
@@ -361,6 +379,9 @@ def _check(config: Config) -> None:
     """Limits that a type cannot say."""
     sources = config.sources
     for key, seconds, least in (
+        ("ring.tick", config.ring.tick, 0.1),
+        ("ring.span", config.ring.span, 1.0),
+        ("ring.grace", config.ring.grace, 0.1),
         ("sources.infiniband.interval", sources.infiniband.interval, 0.01),
         ("sources.rdma_netlink.interval", sources.rdma_netlink.interval, 0.1),
         ("sources.verbs.interval", sources.verbs.interval, 0.01),
@@ -371,6 +392,7 @@ def _check(config: Config) -> None:
     ):
         if not least <= seconds <= 86400:
             raise ConfigError(f"{key}: expected between {least}s and 1d, got {seconds:g}s")
+    _check_ring(config)
     size = sources.verbs.event_buffer
     if not 4096 <= size <= 1 << 30 or size & (size - 1):
         raise ConfigError(
@@ -389,3 +411,20 @@ def _check(config: Config) -> None:
         raise ConfigError(f"export.otlp.queue: expected at least 1, got {config.export.otlp.queue}")
     if config.export.file.max_files < 1 or config.export.file.max_size < 4096:
         raise ConfigError("export.file: max_files must be at least 1 and max_size at least 4KiB")
+
+
+def _check_ring(config: Config) -> None:
+    ring = config.ring
+    if not 1 <= ring.span / ring.tick <= 86400:
+        raise ConfigError(f"ring.span: expected from 1 to 86400 times ring.tick ({ring.tick:g}s)")
+    if not 0 <= ring.keep <= 100:
+        raise ConfigError(f"ring.keep: expected from 0 to 100, got {ring.keep}")
+    if not 16 <= ring.events <= 1 << 20:
+        raise ConfigError(f"ring.events: expected from 16 to {1 << 20}, got {ring.events}")
+    for name, fast, slow in (
+        ("infiniband", config.sources.infiniband.fast_interval, config.sources.infiniband.interval),
+    ):
+        if fast and not 0.01 <= fast <= slow:
+            raise ConfigError(
+                f"sources.{name}.fast_interval: expected 0s (off) or from 10ms to the interval, got {fast:g}s"
+            )

@@ -8,10 +8,13 @@ import threading
 import time
 from types import FrameType
 
+from fabrictap import catalog, ringfile
 from fabrictap.config import Config
+from fabrictap.export import resource
 from fabrictap.export.exporter import Exporter
 from fabrictap.insight.inventory import Inventory
-from fabrictap.ledger import Ledger
+from fabrictap.journal import Journal
+from fabrictap.ledger import Ledger, names
 from fabrictap.runner import Runner
 from fabrictap.selfwatch import SelfWatch
 from fabrictap.series import SeriesTable
@@ -32,10 +35,14 @@ class Node:
         self._config = config
         self._lock = threading.Lock()
         self._stop = threading.Event()
-        self.series = SeriesTable(config.limits.series)
+        self.ring = ringfile.create(config.ring, config.limits, names.LISTS)
+        attributes = resource.attributes(config.resource)
+        self.ring.describe(ringfile.about(attributes, names.LISTS))
+        self.journal = Journal(self.ring)
+        self.series = SeriesTable(config.limits.series, self.ring)
         self.ledger = Ledger(config)
         self.runners = [
-            Runner(source, self._lock)
+            Runner(source, self._lock, self.journal)
             for wanted, source in (
                 # Netlink after verbs: its dump also makes the kernel tell the probes of older connections.
                 (config.sources.infiniband, Infiniband(config.sources.infiniband, self.series, self.ledger)),
@@ -49,7 +56,7 @@ class Node:
         ]
         self._inventory = Inventory(self.series, self.ledger)
         self._selfwatch = SelfWatch(self.series)
-        self._exporter = Exporter(config, self.series, self.ledger.flows)
+        self._exporter = Exporter(config, attributes, self.series, self.ledger.flows)
 
     def stop(self) -> None:
         """Ask ``run`` to end; from any thread or signal handler."""
@@ -66,19 +73,27 @@ class Node:
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, on_signal)
         end = None if duration is None else time.monotonic() + duration
+        with self._lock:
+            self.journal.write(catalog.AGENT_STARTED, time.time_ns())
         for runner in self.runners:
             runner.start()
             runner.settled.wait(_STOP_SECONDS)
+        next_tick = time.monotonic() + self._config.ring.tick
         next_export = time.monotonic() + self._config.export.interval
         said_hung: set[str] = set()
         while not self._stop.is_set():
-            wake = next_export if end is None else min(next_export, end)
+            wake = min(next_tick, next_export, next_tick if end is None else end)
             self._stop.wait(max(0.0, wake - time.monotonic()))
-            if end is not None and time.monotonic() >= end:
+            now = time.monotonic()
+            if end is not None and now >= end:
                 break
-            if time.monotonic() >= next_export:
+            if now >= next_tick:
+                with self._lock:
+                    self.ring.tick(time.time_ns())
+                next_tick = max(next_tick + self._config.ring.tick, now)
+            if now >= next_export:
                 self._export()
-                next_export = max(next_export + self._config.export.interval, time.monotonic())
+                next_export = max(next_export + self._config.export.interval, now)
                 self._watch_for_hangs(said_hung)
         self._end()
 
@@ -97,6 +112,8 @@ class Node:
             if (seconds := runner.hung) is not None and name not in said:
                 said.add(name)
                 _log.error("source %s hangs for %.0f s; the others go on", name, seconds)
+                with self._lock:
+                    self.journal.write(catalog.SOURCE_HANGS, time.time_ns(), text=name)
             elif seconds is None:
                 said.discard(name)
 
@@ -114,3 +131,8 @@ class Node:
         if not self._exporter.flush(_FLUSH_SECONDS):
             _log.warning("not everything could be delivered before the end")
         self._exporter.close()
+        with self._lock:
+            now_ns = time.time_ns()
+            self.journal.write(catalog.AGENT_STOPPED, now_ns)
+            self.ring.tick(now_ns)
+            self.ring.close(now_ns)

@@ -11,22 +11,32 @@ import threading
 import time
 from typing import Any
 
-from fabrictap.sources import Source, SourceUnavailable
+from fabrictap import catalog
+from fabrictap.catalog import Event
+from fabrictap.journal import Journal
+from fabrictap.sources import FastSource, Source, SourceUnavailable
 
 _log = logging.getLogger(__name__)
 _FIRST_PAUSE = 1.0
 _LONGEST_PAUSE = 30.0
+#: Share of a core that the fast samples of one source may take.
+_FAST_SHARE = 0.01
 
 
 class Runner:
     """Drives one source. ``lock`` guards what the source folds into: the series and the ledger."""
 
-    def __init__(self, source: Source[Any], lock: threading.Lock) -> None:
+    def __init__(self, source: Source[Any], lock: threading.Lock, journal: Journal) -> None:
         self.source = source
+        self._journal = journal
         #: Why the source does not deliver; None while it does. Starting counts as a reason.
         self.reason: str | None = "starting"
         #: Seconds that the last sample took, waiting for events not counted; None before the first.
         self.duration: float | None = None
+        #: Seconds between two fast samples, as their cost lets it be; 0 for none.
+        self.fast_interval = source.fast_interval if isinstance(source, FastSource) else 0.0
+        #: CPU seconds that a fast sample takes, smoothed.
+        self.fast_cost = 0.0
         #: Set once the source has delivered or said why it cannot.
         self.settled = threading.Event()
         self._lock = lock
@@ -88,6 +98,7 @@ class Runner:
             with self._lock:
                 self.source.fold(sample, time.time_ns())
             if self.reason is not None:
+                self._note(catalog.SOURCE_DELIVERS, self.source.name)
                 _log.log(
                     logging.INFO if self.reason == "starting" else logging.WARNING,
                     "source %s delivers",
@@ -98,7 +109,31 @@ class Runner:
                 self._pause = _FIRST_PAUSE
             if last:
                 return
-            self._stop.wait(max(0.0, self.source.interval - (time.monotonic() - began)))
+            self._until(began + self.source.interval)
+
+    def _until(self, end: float) -> None:
+        """Wait for the next sample, with fast samples between."""
+        source = self.source
+        if isinstance(source, FastSource) and self.fast_interval:
+            while (due := time.monotonic() + self.fast_interval) < end - self.fast_interval / 2:
+                if self._stop.wait(due - time.monotonic()):
+                    return
+                self._fast(source)
+        self._stop.wait(max(0.0, end - time.monotonic()))
+
+    def _fast(self, source: FastSource) -> None:
+        began = time.thread_time()
+        self._timed(source.sample_fast)
+        now_ns = time.time_ns()
+        with self._lock:
+            source.fold_fast(now_ns)
+        cost = time.thread_time() - began
+        self.fast_cost = cost if not self.fast_cost else 0.9 * self.fast_cost + 0.1 * cost
+        self.fast_interval = max(source.fast_interval, self.fast_cost / _FAST_SHARE)
+
+    def _note(self, event: Event, text: str) -> None:
+        with self._lock:
+            self._journal.write(event, time.time_ns(), text=text)
 
     def _timed(self, call: Any) -> Any:
         self._busy_since = time.monotonic()
@@ -118,5 +153,6 @@ class Runner:
     def _down(self, reason: str) -> None:
         if reason != self.reason:
             _log.warning("source %s is off: %s", self.source.name, reason)
+            self._note(catalog.SOURCE_OFF, f"{self.source.name}: {reason}")
         self.reason = reason
         self.settled.set()

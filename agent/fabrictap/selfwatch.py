@@ -27,6 +27,8 @@ class SelfWatch:
             table.series(catalog.SOURCE_UP, attributes, now_ns).set(int(runner.up), now_ns)
             if runner.duration is not None:
                 table.series(catalog.SOURCE_DURATION, attributes, now_ns).set(runner.duration, now_ns)
+            if runner.fast_interval:
+                table.series(catalog.SAMPLE_INTERVAL, attributes, now_ns).set(runner.fast_interval, now_ns)
             for error, count in list(runner.source.errors.items()):
                 labels = {**attributes, catalog.ERROR_TYPE.name: error}
                 table.series(catalog.SOURCE_ERRORS, labels, now_ns).observe(count, now_ns)
@@ -39,5 +41,6 @@ class SelfWatch:
             table.series(catalog.PROCESS_CPU, labels, now_ns, started_ns).set(seconds, now_ns)
         table.series(catalog.PROCESS_MEMORY, {}, now_ns).set(self._process.memory_info().rss, now_ns)
         table.series(catalog.SERIES_REFUSED, {}, now_ns).observe(table.refused, now_ns)
+        table.series(catalog.RING_SIZE, {}, now_ns).set(table.ring.allocated, now_ns)
         count_series = table.series(catalog.SERIES_COUNT, {}, now_ns)
         count_series.set(len(table), now_ns)

@@ -31,7 +31,9 @@ required=(
 )
 # Not everywhere, and not needed to build or to test.
 optional=(
-    bpftrace           # a peer of make bench
+    bpftrace           # a peer of make bench: uprobes
+    prometheus-node-exporter # a peer of make bench: port counters; Debian starts it, make bench runs its own
+    python3-bpfcc      # a peer of make bench: bcc's ring buffer
     bpftool            # to look at loaded programs and maps; in linux-tools on Ubuntu
 )
 

@@ -7,13 +7,16 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
-from bench import counters, export, uprobe
+from bench import agent, counters, export, infiniband, ringbuffer, uprobe
 from bench.result import Result, table, write
 
 PARTS: dict[str, Callable[[], list[Result]]] = {
     "uprobe": uprobe.measure,
     "counters": counters.measure,
+    "infiniband": infiniband.measure,
+    "ringbuffer": ringbuffer.measure,
     "export": export.measure,
+    "agent": agent.measure,
 }
 OUTPUT = Path(__file__).parents[2] / "build" / "bench.json"
 

@@ -1,141 +1,93 @@
-"""An export of 5,000 series: the kept message tree against the OpenTelemetry SDK's instruments and encoder.
+"""An export over OTLP/gRPC: fabrictap, the OpenTelemetry SDK, and gRPC alone with the same bytes ready-made.
 
-Both get a new value for every series in every round and end with serialized OTLP. The SDK asks for the values
-while it collects; ours are set by the sources when they read them, so both are given: the export alone, and
-with the setting of every value.
+Every series gets a new value in every round. CPU of the client's process from the values to the receiver's
+answer; the receiver is a process of its own, and so is each client. The SDK asks for the values while it
+collects, so that getting them is part of its export; our sources set them when they read them, which is a
+line of its own.
 """
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable, Iterable
+import importlib.util
+import os
+import sys
+from contextlib import ExitStack
 from dataclasses import dataclass
-from itertools import count
+from pathlib import Path
+from statistics import median
 
-from opentelemetry.exporter.otlp.proto.common.metrics_encoder import encode_metrics
-from opentelemetry.metrics import CallbackOptions, Observation
-from opentelemetry.proto.collector.metrics.v1.metrics_service_pb2 import ExportMetricsServiceRequest
-from opentelemetry.sdk.metrics import MeterProvider
-from opentelemetry.sdk.metrics.export import InMemoryMetricReader
-from opentelemetry.sdk.resources import Resource
+from bench.result import Result, alternate, left_out, note
+from bench.worker import Worker
 
-from bench.result import Result, alternate
-from fabrictap import catalog
-from fabrictap.export.metrics import MetricsTree
-from fabrictap.series import SeriesTable
-
-SERIES = 5000
-METRICS = (
-    catalog.VERBS_OPERATIONS,
-    catalog.VERBS_IO,
-    catalog.VERBS_SGES,
-    catalog.VERBS_INLINE,
-    catalog.VERBS_SIGNALED,
-)
-ROUNDS = 11
-GOAL = 1 / 35
-RESOURCE = {"service.name": "fabrictap", "host.name": "bench"}
+HERE = Path(__file__).parent
+SIZES = (5_000, 20_000)
+GROWTH = (100, 1_000, 5_000, 20_000, 100_000)
+ROUNDS = {5_000: 11, 20_000: 7}
+SDK_GOAL, BYTES_GOAL = 1 / 35, 2.5
+SDK = "opentelemetry-sdk instruments + OTLP/gRPC exporter"
+BYTES = "grpcio, the same bytes ready-made"
 
 
-def _attributes(number: int) -> dict[str, str | int]:
-    """As those of a posted work request's series."""
-    return {
-        "process.pid": 4000 + number // 100,
-        "process.executable.name": "python3.11",
-        "rdma.device": f"mlx5_{number % 8}",
-        "rdma.qp.number": 1000 + number,
-        "rdma.qp.type": "rc",
-        "rdma.operation": "rdma_write",
-        "rdma.gid": "::ffff:10.0.0.1",
-        "rdma.peer.gid": "::ffff:10.0.0.2",
-        "rdma.peer.qp.number": 2000 + number,
-        "fabrictap.coverage": "exact",
-    }
+def _environment() -> dict[str, str]:
+    """What the user has set for an OpenTelemetry of his own is not meant for these."""
+    kept = {name: text for name, text in os.environ.items() if not name.startswith("OTEL_")}
+    return kept | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
 
 
-@dataclass(frozen=True)
-class _Export:
-    """``prepare`` is done before the measured ``run``."""
+@dataclass
+class _Client:
+    worker: Worker
+    sink: Worker
+    series: int
+    sets: list[float]
 
-    prepare: Callable[[], None]
-    run: Callable[[], bytes]
+    @classmethod
+    def start(cls, stack: ExitStack, way: str, series: int, sink: Worker, compression: str) -> _Client:
+        endpoint = f"127.0.0.1:{sink.ask('port')['port']}"
+        command = [sys.executable, HERE / "export_client.py", way, str(series), endpoint, compression]
+        client = cls(stack.enter_context(Worker(command, _environment())), sink, series, [])
+        client.export()  # the first one connects and lays out what the others reuse
+        client.sets.clear()
+        return client
 
-
-def _ours() -> _Export:
-    table = SeriesTable(SERIES)
-    now = time.time_ns()
-    every = [
-        table.series(metric, _attributes(number), now)
-        for metric in METRICS
-        for number in range(SERIES // len(METRICS))
-    ]
-    tree = MetricsTree(table, RESOURCE)
-    values = count(10**9)
-
-    def prepare() -> None:
-        moment, value = time.time_ns(), next(values)
-        for series in every:
-            series.set(value, moment)
-
-    def run() -> bytes:
-        tree.update(time.time_ns())
-        return b"".join(request.body for request in tree.requests())
-
-    return _Export(prepare, run)
+    def export(self) -> float:
+        """Milliseconds of CPU. Raises RuntimeError when not every series has arrived."""
+        answer = self.worker.ask("export")
+        if (points := self.sink.ask("points")["points"]) < self.series:
+            raise RuntimeError(f"{points} of {self.series} series arrived")
+        self.sets.append(answer["set"])
+        return float(answer["export"])
 
 
-def _sdk() -> _Export:
-    reader = InMemoryMetricReader()
-    provider = MeterProvider([reader], Resource(RESOURCE))
-    meter = provider.get_meter("bench")
-    attributes = [_attributes(number) for number in range(SERIES // len(METRICS))]
-    values = count(10**9)
-
-    def observe(_: CallbackOptions) -> Iterable[Observation]:
-        value = next(values)
-        return [Observation(value, one) for one in attributes]
-
-    for metric in METRICS:
-        meter.create_observable_counter(metric.name, [observe], metric.unit, metric.description)
-
-    def run() -> bytes:
-        return encode_metrics(reader.get_metrics_data()).SerializeToString()
-
-    return _Export(lambda: None, run)
-
-
-def _points(body: bytes) -> int:
-    request = ExportMetricsServiceRequest.FromString(body)
-    return sum(
-        len(metric.sum.data_points)
-        for resource in request.resource_metrics
-        for scope in resource.scope_metrics
-        for metric in scope.metrics
-    )
-
-
-def _timed(export: _Export, *, all_of_it: bool = False) -> Callable[[], float]:
-    """Milliseconds of CPU of one export, once it is seen to hold every series."""
-    export.prepare()
-    if (points := _points(export.run())) != SERIES:
-        raise RuntimeError(f"exported {points} of {SERIES} series")
-
-    def measure() -> float:
-        began = time.process_time_ns()
-        export.prepare()
-        if not all_of_it:
-            began = time.process_time_ns()
-        export.run()
-        return (time.process_time_ns() - began) / 1e6
-
-    return measure
+def _measure(series: int, sink: Worker, compression: str, rounds: int, ways: list[str]) -> dict[str, float]:
+    with ExitStack() as stack:
+        clients = {way: _Client.start(stack, way, series, sink, compression) for way in ways}
+        times = alternate(rounds, *(client.export for client in clients.values()))
+        return dict(zip(ways, times, strict=True)) | {"set": median(clients["ours"].sets)}
 
 
 def measure() -> list[Result]:
-    tree = _ours()
-    alone, whole, sdk = alternate(ROUNDS, _timed(tree), _timed(tree, all_of_it=True), _timed(_sdk()))
-    what, peer = f"export {SERIES:,} series", "opentelemetry-sdk instruments + OTLP encoder"
-    return [
-        Result(f"{what}, update and serialize", "ms", alone, sdk, peer, GOAL),
-        Result(f"{what}, and set every value", "ms", whole, sdk, peer, None),
-    ]
+    ways = ["ours", "bytes"]
+    if importlib.util.find_spec("opentelemetry.exporter.otlp.proto.grpc") is None:
+        left_out("export", "the SDK: pip install opentelemetry-exporter-otlp-proto-grpc")
+    else:
+        ways.append("sdk")
+    results = []
+    with Worker([sys.executable, HERE / "export_sink.py"], _environment()) as sink:
+        spent = {size: _measure(size, sink, "none", ROUNDS[size], ways) for size in SIZES}
+        for size, of in spent.items():
+            what, whole = f"export {size:,} series over gRPC", of["ours"] + of["set"]
+            results += [
+                Result(what, "ms", of["ours"], of.get("sdk"), SDK, SDK_GOAL),
+                Result(f"{what}, and set every value", "ms", whole, of.get("sdk"), SDK, None),
+                Result(f"{what} (2)", "ms", of["ours"], of["bytes"], BYTES, BYTES_GOAL),
+            ]
+        zipped = _measure(SIZES[0], sink, "gzip", ROUNDS[SIZES[0]], ways)
+        what = f"export {SIZES[0]:,} series over gRPC with gzip"
+        results.append(Result(what, "ms", zipped["ours"], zipped.get("sdk"), SDK, None))
+        results.append(Result(f"{what} (2)", "ms", zipped["ours"], zipped["bytes"], BYTES, None))
+        for size in GROWTH:
+            of = spent.get(size) or _measure(size, sink, "none", 5, ["ours"])
+            what = f"export one series, of {size:,}"
+            results.append(note(what, "us", of["ours"] / size * 1000, "constant where it is linear"))
+    return results

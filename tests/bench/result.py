@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -14,7 +15,9 @@ class Result:
     """``ours`` and ``peer`` are medians of rounds that alternated in one run, in ``unit``.
 
     ``peer`` is None where the peer is not installed; ``peer_name`` then says so. ``goal`` is the largest
-    ratio ours / peer that is good enough, None where the line only informs.
+    ratio ours / peer that is good enough, None where the line only informs. What must stay below a fixed
+    amount has that amount as its peer (:func:`limit`); what should be larger than the peer's is written the
+    other way round, as a cost.
     """
 
     what: str
@@ -31,6 +34,21 @@ class Result:
     @property
     def met(self) -> bool | None:
         return None if self.ratio is None or self.goal is None else self.ratio <= self.goal
+
+
+def limit(what: str, unit: str, ours: float, most: float) -> Result:
+    """A line whose goal is an amount, not a peer."""
+    return Result(what, unit, ours, most, "the limit", 1.0)
+
+
+def note(what: str, unit: str, ours: float, remark: str = "") -> Result:
+    """A line that only informs; ``remark`` stands where the peer's name does."""
+    return Result(what, unit, ours, None, remark, None)
+
+
+def left_out(part: str, why: str) -> None:
+    """Say in one line what a part does not measure here."""
+    print(f"{part}: left out: {why}", file=sys.stderr)
 
 
 def alternate(rounds: int, *measures: Callable[[], float]) -> list[float]:

@@ -5,6 +5,7 @@ import pytest
 from fabrictap import catalog
 from fabrictap.catalog import Kind
 from fabrictap.config import Config, Duration, Export, File, Otlp, Signal
+from fabrictap.export import resource
 from fabrictap.export.exporter import Exporter
 from fabrictap.ledger.connections import Connection, Connections, Coverage, Posted
 from fabrictap.ledger.flows import Flows
@@ -26,7 +27,9 @@ class Node:
         self.config = Config(export=Export(otlp=Otlp(metrics=signal, traces=signal, queue=queue), file=file))
         self.table = SeriesTable(1000)
         self.flows = Flows(1000, 60 * SECOND)
-        self.exporter = Exporter(self.config, self.table, self.flows)
+        self.exporter = Exporter(
+            self.config, resource.attributes(self.config.resource), self.table, self.flows
+        )
 
     def fill(self):
         for metric in catalog.metrics():

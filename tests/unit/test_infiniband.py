@@ -281,6 +281,33 @@ def test_a_counter_goes_on_and_a_smaller_value_is_a_reset(node: Node):
     assert (series.value, series.start_ns) == (3, before)
 
 
+def test_traffic_is_read_between_samples_and_its_peak_is_right_to_one_of_these(node: Node):
+    def peak() -> float:
+        (series,) = node.find(NETWORK_IO, hw__id="mlx4_0/1", network__io__direction="transmit")
+        return series.peak
+
+    words = node.path("mlx4_0/ports/1/counters/port_xmit_data")
+    other = node.path("mlx4_0/ports/1/counters/symbol_error")
+    total, errors = int(words.read_text()), int(other.read_text())
+    node.series.ring.interval(int(node.now * 1e9))
+    other.write_text(f"{errors + 1}\n")
+    for words_in_a_tenth in (0, 10**6, 25 * 10**6, 0):
+        total += words_in_a_tenth
+        words.write_text(f"{total}\n")
+        node.now += 0.1
+        node.source.sample_fast()
+        node.source.fold_fast(int(node.now * 1e9))
+    assert node.value(ERRORS, hw__id="mlx4_0/1", error__type="symbol_error") == errors
+    node.tick(0.6)
+    assert node.value(ERRORS, hw__id="mlx4_0/1", error__type="symbol_error") == errors + 1
+    assert node.value(NETWORK_IO, hw__id="mlx4_0/1", network__io__direction="transmit") == total * 4
+    node.series.ring.interval(int(node.now * 1e9))
+    assert peak() == pytest.approx(1e9, rel=1e-3)
+    node.tick()
+    node.series.ring.interval(int(node.now * 1e9))
+    assert peak() == 0
+
+
 def test_denied_devices_are_not_touched(sysfs: Path):
     node = Node(sysfs, Devices(deny=["mlx5*"]))
     os.mkfifo(sysfs / "class/infiniband/mlx5_bond_0/ports/1/counters/zzz")
@@ -387,7 +414,7 @@ def test_a_value_that_otlp_cannot_carry_is_absent(sysfs: Path):
 
 
 def test_a_state_that_cannot_be_read_is_absent_not_down(node: Node):
-    put_fault(node.path("mlx5_bond_0/ports/1/rate"))
+    node.path("mlx5_bond_0/ports/1/rate").write_text("fast\n")
     node.path("mlx5_bond_0/ports/1/state").write_text("what?\n")
     node.tick()
     assert node.find(NETWORK_UP, hw__id="mlx5_bond_0/1") == []

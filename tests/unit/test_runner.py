@@ -4,14 +4,21 @@ from __future__ import annotations
 
 import logging
 import threading
+import time
 from collections.abc import Callable, Iterator
 
 import pytest
 
 from fabrictap import runner
+from fabrictap.journal import Journal
 from fabrictap.runner import Runner
+from fabrictap.series import in_memory
 from fabrictap.sources import SourceUnavailable
 from support import eventually
+
+
+def journal() -> Journal:
+    return Journal(in_memory(8))
 
 
 class Scripted:
@@ -80,7 +87,7 @@ def run(pauses) -> Iterator[Callable[[Scripted], Runner]]:
     started: list[Runner] = []
 
     def start(source: Scripted) -> Runner:
-        made = Runner(source, threading.Lock())
+        made = Runner(source, threading.Lock(), journal())
         started.append(made)
         made.start()
         return made
@@ -100,7 +107,7 @@ def test_a_source_that_delivers_is_up(run):
 
 
 def test_a_source_that_has_not_answered_yet_is_not_up():
-    unstarted = Runner(Scripted(), threading.Lock())
+    unstarted = Runner(Scripted(), threading.Lock(), journal())
     assert (unstarted.up, unstarted.reason, unstarted.duration) == (False, "starting", None)
 
 
@@ -147,7 +154,7 @@ def test_a_source_that_fails_while_it_folds_lets_go_of_the_lock(pauses):
     source = Scripted()
     lock = threading.Lock()
     source.fold = lambda sample, now_ns: 1 / 0  # type: ignore[method-assign]
-    running = Runner(source, lock)
+    running = Runner(source, lock, journal())
     running.start()
     eventually(lambda: running.reason == "ZeroDivisionError: division by zero", "the failure is known")
     assert lock.acquire(timeout=10)
@@ -209,7 +216,7 @@ def test_stopping_takes_a_last_sample_and_closes(run):
 
 def test_stopping_while_a_source_is_unavailable_ends_at_once(pauses):
     source = Scripted(opens=[SourceUnavailable("never")] * 10**6)
-    running = Runner(source, threading.Lock())
+    running = Runner(source, threading.Lock(), journal())
     running.start()
     assert running.settled.wait(10)
     running.stop()
@@ -223,3 +230,44 @@ def test_the_time_a_sample_waited_for_events_is_not_its_duration(run):
     running = run(source)
     assert running.settled.wait(10)
     assert running.duration == 0.0
+
+
+class Bursty(Scripted):
+    """A source with fast samples, each of which takes some CPU."""
+
+    interval = 3600.0
+    fast_interval = 0.001
+
+    def __init__(self, cost: float) -> None:
+        super().__init__()
+        self.cost = cost
+        self.times: list[int] = []
+
+    def sample_fast(self) -> None:
+        end = time.thread_time() + self.cost
+        while time.thread_time() < end:
+            pass
+
+    def fold_fast(self, now_ns: int) -> None:
+        self.times.append(now_ns)
+
+
+def test_fast_samples_go_on_between_samples_and_end_with_the_source():
+    source = Bursty(0)
+    running = Runner(source, threading.Lock(), journal())
+    running.start()
+    eventually(lambda: len(source.times) >= 5, "fast samples come")
+    running.stop()
+    assert running.join(5)
+    assert len(source.folded) == 2  # the first and the last
+
+
+def test_fast_samples_that_cost_much_come_more_rarely():
+    source = Bursty(0.002)
+    running = Runner(source, threading.Lock(), journal())
+    running.start()
+    eventually(lambda: len(source.times) >= 2, "fast samples come")
+    running.stop()
+    assert running.join(5)
+    assert running.fast_interval >= 0.2  # 2 ms are 1 % of that
+    assert source.times[1] - source.times[0] >= 0.15e9

@@ -21,6 +21,7 @@ class Agent:
         self.settings = (
             f"devices.allow={device}",
             f"export.file.path={self.exported.path}",
+            f"ring.path=/run/fabrictap/{name}",
             "export.interval=2s",
             "export.otlp.metrics.enabled=false",
             "export.otlp.traces.enabled=false",

@@ -6,7 +6,6 @@ import time
 from collections.abc import Iterable
 
 from fabrictap.config import Config
-from fabrictap.export import resource
 from fabrictap.export.file import FileSink
 from fabrictap.export.metrics import MetricsTree
 from fabrictap.export.outbox import Outbox, Request, flush_all
@@ -26,8 +25,9 @@ class Exporter:
     ``collect``, ``ship``, ``flush``, ``close``.
     """
 
-    def __init__(self, config: Config, series: SeriesTable, flows: Flows) -> None:
-        attributes = resource.attributes(config.resource)
+    def __init__(self, config: Config, attributes: dict[str, str], series: SeriesTable, flows: Flows) -> None:
+        """``attributes`` are those of the resource."""
+        self._series = series
         self._flows = flows
         self._tree = MetricsTree(series, attributes)
         self._encoder = SpanEncoder(attributes)
@@ -49,6 +49,7 @@ class Exporter:
 
     def collect(self, now_ns: int) -> None:
         """Take over series and finished spans as they are now. Under the node's lock."""
+        self._series.ring.interval(now_ns)
         self._tree.update(now_ns)
         self._spans += self._flows.take_finished()
 

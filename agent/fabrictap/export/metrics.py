@@ -1,10 +1,8 @@
-"""The series table as OTLP metrics, in messages that are kept from one export to the next.
+"""The series table as OTLP metrics, in serialized points that are kept from one export to the next.
 
-Only values and times change between exports, and setting them in the messages of the last export is tens
-of times cheaper than making new ones. The points of a metric live in blocks: a block is a message of its
-own, so that a series that comes or goes costs one block, and a block that is replaced gives its memory
-back (protobuf frees whole trees only). A request is joined from serialized blocks, which is also how it
-is split before it becomes too large for a receiver.
+Only values and times change between exports, and they are patched into the bytes of the last export
+(ext/points.pyx). A request is joined from the points of all metrics and split before it becomes too large
+for a receiver.
 """
 
 from __future__ import annotations
@@ -19,10 +17,12 @@ from opentelemetry.proto.metrics.v1.metrics_pb2 import (
 )
 from opentelemetry.proto.metrics.v1.metrics_pb2 import Metric as MetricMessage
 
+from fabrictap import catalog
 from fabrictap.catalog import Kind, Metric
 from fabrictap.export import resource, wire
-from fabrictap.export.blocks import BLOCKS, Block
 from fabrictap.export.outbox import Request
+from fabrictap.ext import points
+from fabrictap.ext.points import AVERAGE, PEAK, VALUE, Points
 from fabrictap.series import Series, SeriesTable
 
 _DATA_FIELD = {
@@ -33,72 +33,63 @@ _DATA_FIELD = {
 }
 # The same number in Sum, Gauge, ExponentialHistogram and in every message that holds a list here.
 _RESOURCE_METRICS, _SCOPE_METRICS, _METRICS = 1, 2, 2
+#: What stands around the points of a request, at most, beside the resource.
+_AROUND = 64
 
 
-class _MetricBlocks:
-    """The blocks of one metric, and the bytes that stand around their points."""
+class _Exported:
+    """One metric: its points, those that say "no value" this once, and the bytes that stand around both."""
 
-    def __init__(self, metric: Metric) -> None:
-        self._block_type = BLOCKS[metric.kind]
-        self._data_field = _DATA_FIELD[metric.kind]
+    def __init__(self, metric: Metric, table: SeriesTable, shows: int = VALUE) -> None:
+        self._field = _DATA_FIELD[metric.kind]
+        self.histogram = metric.kind is Kind.HISTOGRAM
+        self.gauge = metric.kind is Kind.GAUGE
         self._head = MetricMessage(
             name=metric.name, unit=metric.unit, description=metric.description
         ).SerializeToString()
         self._data_head = b""
-        if metric.kind is not Kind.GAUGE:
+        if not self.gauge:
             # The temporality has the same field number in an ExponentialHistogram, which has no monotonic.
             self._data_head = Sum(
                 aggregation_temporality=AGGREGATION_TEMPORALITY_CUMULATIVE,
                 is_monotonic=metric.kind is Kind.COUNTER,
             ).SerializeToString()
-        self.blocks: list[Block] = []
-        self._room: Block | None = None
+        self.points = Points(table.ring, shows, self.gauge, self.histogram)
+        self.ended: list[bytes] = []
+        self.overhead = len(self._head) + len(self._data_head) + _AROUND
 
-    def add(self, series: Series) -> Block:
-        if self._room is None or self._room.full:
-            self._room = next((block for block in self.blocks if not block.full), None)
-            if self._room is None:
-                self._room = self._block_type()
-                self.blocks.append(self._room)
-        self._room.add(series)
-        return self._room
+    def end(self, series: Series, now_ns: int) -> None:
+        """Have one point that says that there is no value any more."""
+        start_ns = 0 if self.gauge else series.start_ns
+        self.ended.append(points.no_value(series.encoded, self.histogram, start_ns, now_ns))
 
-    def tidy(self) -> None:
-        """Rebuild the blocks that lost series, drop those that lost all."""
-        stale = [block for block in self.blocks if block.stale]
-        for block in stale:
-            block.rebuild()
-        if stale:
-            self.blocks = [block for block in self.blocks if len(block)]
-            self._room = None
-
-    def join(self, points: list[bytes]) -> bytes:
-        """The serialized metric with the points of some serialized blocks."""
-        data = wire.field(self._data_field, b"".join((self._data_head, *points)))
-        return wire.field(_METRICS, self._head + data)
+    def join(self, bodies: list[bytes], size: int, parts: list[bytes]) -> int:
+        """Put the metric with ``size`` bytes of points behind ``parts``; returns what it takes."""
+        data = wire.head(self._field, len(self._data_head) + size) + self._data_head
+        head = wire.head(_METRICS, len(self._head) + len(data) + size) + self._head + data
+        parts += (head, *bodies)
+        return len(head) + size
 
 
 class MetricsTree:
     """Turns a series table into export requests.
 
     ``update`` is called under the lock that guards the table, ``requests`` after it and outside: it reads
-    nothing but what ``update`` has written. One thread calls both.
+    nothing but what ``update`` has written. One thread calls both, and no other tree has the same table.
     """
 
     def __init__(
         self, table: SeriesTable, resource_attributes: dict[str, str], limit: int = wire.REQUEST_LIMIT
     ) -> None:
         self._table = table
-        self._limit = limit
-        self._version = -1
-        self._metrics: dict[str, _MetricBlocks] = {}
-        #: Every series of the table; its block, or None while it waits for a value.
-        self._known: dict[Series, Block | None] = {}
+        self._metrics: dict[str, tuple[_Exported, ...]] = {}
+        #: Series that have no value yet.
         self._waiting: dict[Series, None] = {}
-        self._ending: set[Series] = set()
-        self._ended: list[Series] = []
+        #: Series whose last value was in the last export.
+        self._ending: list[Series] = []
         self._head = ResourceMetrics(resource=resource.message(resource_attributes)).SerializeToString()
         self._scope = ScopeMetrics(scope=resource.scope()).SerializeToString()
+        self._limit = limit - len(self._head) - len(self._scope) - _AROUND
 
     def update(self, now_ns: int) -> None:
         """Take over what the table says now.
@@ -106,87 +97,94 @@ class MetricsTree:
         An ended series gets its last value, at the next update a point without value, and is then
         removed from the table.
         """
-        for series in self._ended:
-            self._forget(series)
-        self._ended.clear()
-        if self._version != self._table.version:
-            self._compare()
-        self._place()
-        self._tidy()
-        for blocks in self._metrics.values():
-            for block in blocks.blocks:
-                for series in block.update(now_ns):
-                    self._odd(series, block, now_ns)
-        self._tidy()
+        for exported in self._all():
+            exported.ended.clear()
+        displaced = self._table.take_displaced()
+        self._finish(displaced, now_ns)
+        self._place(now_ns)
+        self._ending = [
+            series for exported in self._metrics.values() for series in exported[0].points.update(now_ns)
+        ]
+        for _, *rates in self._metrics.values():
+            for exported in rates:
+                exported.points.update(now_ns)
 
     def requests(self) -> Iterator[Request]:
         """The points of the last update, serialized, in as few requests as the limit allows."""
-        metrics: list[bytes] = []
+        parts: list[bytes] = []
         items = size = 0
-        for blocks in self._metrics.values():
-            points: list[bytes] = []
-            for block in blocks.blocks:
-                body = block.message.SerializeToString()
-                if size and size + len(body) > self._limit:
-                    if points:
-                        metrics.append(blocks.join(points))
-                    yield self._join(metrics, items)
-                    metrics, points, items, size = [], [], 0, 0
-                points.append(body)
-                items += len(block)
-                size += len(body)
-            if points:
-                metrics.append(blocks.join(points))
-        if metrics:
-            yield self._join(metrics, items)
+        for exported in self._all():
+            bodies: list[bytes] = []
+            inside = 0
+            for body, count in self._bodies(exported):
+                if size + inside and size + inside + len(body) + exported.overhead > self._limit:
+                    if bodies:
+                        size += exported.join(bodies, inside, parts)
+                    yield self._join(parts, size, items)
+                    parts, bodies, items, size, inside = [], [], 0, 0, 0
+                bodies.append(body)
+                inside += len(body)
+                items += count
+            if bodies:
+                size += exported.join(bodies, inside, parts)
+        if parts:
+            yield self._join(parts, size, items)
 
-    def _join(self, metrics: list[bytes], items: int) -> Request:
-        scope_metrics = wire.field(_SCOPE_METRICS, b"".join((self._scope, *metrics)))
-        return Request(wire.field(_RESOURCE_METRICS, self._head + scope_metrics), items)
+    def _all(self) -> Iterator[_Exported]:
+        return (exported for group in self._metrics.values() for exported in group)
 
-    def _compare(self) -> None:
-        """Find the series that came, and those that another series took the place of."""
-        here = dict.fromkeys(self._table)
-        for series in [series for series in self._known if series not in here]:
-            self._forget(series)
-        for series in here:
-            if series not in self._known:
-                self._known[series] = self._waiting[series] = None
-        self._version = self._table.version
+    def _bodies(self, exported: _Exported) -> Iterator[tuple[bytes, int]]:
+        """The points of a metric in pieces that fit into a request."""
+        room = max(self._limit - exported.overhead, 1)
+        first = 0
+        while first < len(exported.points):
+            body, count = exported.points.body(first, room)
+            first += count
+            yield body, count
+        if exported.ended:
+            yield b"".join(exported.ended), len(exported.ended)
 
-    def _place(self) -> None:
+    def _join(self, parts: list[bytes], size: int, items: int) -> Request:
+        scope = wire.head(_SCOPE_METRICS, len(self._scope) + size)
+        inner = len(self._head) + len(scope) + len(self._scope) + size
+        return Request(
+            b"".join((wire.head(_RESOURCE_METRICS, inner), self._head, scope, self._scope, *parts)), items
+        )
+
+    def _finish(self, displaced: list[Series], now_ns: int) -> None:
+        """Take out what ended before, and what another series with the same attributes took the place of."""
+        gone: dict[str, set[Series]] = {}
+        replaced = set(displaced)
+        for series in (*self._ending, *displaced):
+            gone.setdefault(series.metric.name, set()).add(series)
+        for name, members in gone.items():
+            for exported in self._metrics.get(name, ()):
+                exported.points.drop(members)
+                for series in members - replaced:
+                    exported.end(series, now_ns)
+            for series in members:
+                self._waiting.pop(series, None)
+                self._table.remove(series, now_ns)
+        self._ending = []
+
+    def _place(self, now_ns: int) -> None:
         """Give a point to every series that has got its first value."""
+        self._waiting.update(dict.fromkeys(self._table.take_new()))
         for series in list(self._waiting):
-            if series.value is not None:
+            if series.known:
                 del self._waiting[series]
-                metric = series.metric
-                blocks = self._metrics.get(metric.name)
-                if blocks is None:
-                    blocks = self._metrics[metric.name] = _MetricBlocks(metric)
-                self._known[series] = blocks.add(series)
+                for exported in self._exported(series.metric):
+                    exported.points.add(series)
             elif series.ended:
-                self._table.remove(series)
-                self._forget(series)
+                del self._waiting[series]
+                self._table.remove(series, now_ns)
 
-    def _odd(self, series: Series, block: Block, now_ns: int) -> None:
-        """A series that has ended, or lost its value."""
-        if not series.ended:
-            block.remove(series)
-            self._known[series] = self._waiting[series] = None
-        elif series not in self._ending and series.value is not None:
-            self._ending.add(series)
-        else:
-            block.mark_ended(series, now_ns)
-            self._table.remove(series)
-            self._ended.append(series)
-
-    def _forget(self, series: Series) -> None:
-        block = self._known.pop(series, None)
-        if block is not None:
-            block.remove(series)
-        self._waiting.pop(series, None)
-        self._ending.discard(series)
-
-    def _tidy(self) -> None:
-        for blocks in self._metrics.values():
-            blocks.tidy()
+    def _exported(self, metric: Metric) -> tuple[_Exported, ...]:
+        found = self._metrics.get(metric.name)
+        if found is None:
+            made = [_Exported(metric, self._table)]
+            if metric.rates:
+                average, peak = catalog.rates(metric)
+                made += [_Exported(average, self._table, AVERAGE), _Exported(peak, self._table, PEAK)]
+            found = self._metrics[metric.name] = tuple(made)
+        return found

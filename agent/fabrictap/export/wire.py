@@ -22,6 +22,11 @@ def varint(number: int) -> bytes:
     return bytes(out)
 
 
+def head(number: int, size: int) -> bytes:
+    """What stands before the ``size`` bytes of a length-delimited field."""
+    return varint(number << 3 | 2) + varint(size)
+
+
 def field(number: int, body: bytes) -> bytes:
     """A length-delimited field: a message, a string or bytes."""
     return varint(number << 3 | 2) + varint(len(body)) + body

@@ -8,7 +8,7 @@ source that cannot work raises :class:`SourceUnavailable`, a read that fails is 
 
 from __future__ import annotations
 
-from typing import Protocol, TypeVar
+from typing import Protocol, TypeVar, runtime_checkable
 
 SampleT = TypeVar("SampleT")
 
@@ -41,3 +41,17 @@ class Source(Protocol[SampleT]):
 
     def close(self) -> None:
         """Let go of everything. Safe after a failed open, and twice."""
+
+
+@runtime_checkable
+class FastSource(Protocol):
+    """A source whose counters are also read between two samples, for the peaks of their rates."""
+
+    #: Seconds between two fast samples; 0 for none. The runner makes it longer where that costs too much.
+    fast_interval: float
+
+    def sample_fast(self) -> None:
+        """Read the fast counters into memory of the source's own. In its thread; may block."""
+
+    def fold_fast(self, now_ns: int) -> None:
+        """Fold them into their series. Under the node's lock; the time is that of the reading."""

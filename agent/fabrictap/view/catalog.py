@@ -20,7 +20,7 @@ def markdown() -> str:
     """Metrics, spans and attributes as Markdown tables; docs/catalog.md is this."""
     lines = ["# What fabrictap exports", "", *_INTRODUCTION, "", "## Metrics", ""]
     lines += ["| name | kind | unit | meaning | attributes | defined by |", "|---|---|---|---|---|---|"]
-    for metric in catalog.metrics():
+    for metric in catalog.exported():
         lines.append(
             f"| `{metric.name}` | {metric.kind.value} | `{metric.unit}` | {_cell(metric.description)} "
             f"| {_names(metric.attributes)} | {metric.standard.value} |"
@@ -49,7 +49,7 @@ def as_json() -> str:
                 "attributes": [attribute.name for attribute in metric.attributes],
                 "standard": metric.standard.value,
             }
-            for metric in catalog.metrics()
+            for metric in catalog.exported()
         ],
         "spans": [
             {

@@ -18,7 +18,7 @@ from fabrictap.ledger.devices import Device, Port
 from fabrictap.series import AttributeValue, Series, SeriesTable
 from fabrictap.sources import SourceUnavailable
 from fabrictap.sources.infiniband.sysfs import DeviceTree, PortTree, parse_rate, parse_state, scan
-from fabrictap.sources.infiniband.watch import Counter, Reading, Watch, port_attributes, port_id
+from fabrictap.sources.infiniband.watch import Changes, Watch, port_attributes, port_id
 
 _ACTIVE = "active"
 
@@ -35,10 +35,10 @@ class Link:
 
 @dataclass(frozen=True, slots=True)
 class Sample:
-    """One pass over all devices. A counter without a reading has gone or has failed for long."""
+    """One pass over all devices; what the counters said is where they were read."""
 
     links: list[Link] = field(default_factory=list)
-    readings: list[Reading] = field(default_factory=list)
+    changes: Changes = field(default_factory=Changes)
     devices: tuple[DeviceTree, ...] = ()
 
 
@@ -55,6 +55,7 @@ class Infiniband:
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.interval = float(config.interval)
+        self.fast_interval = float(config.fast_interval)
         self.deadline = max(5.0, 2 * self.interval)
         self.waited = 0.0
         self.errors: dict[str, int] = {}
@@ -68,7 +69,7 @@ class Infiniband:
         self._table = series
         self._devices = ledger.devices
         self._trees: dict[str, DeviceTree] = {}
-        self._counters: dict[Counter, Series] = {}
+        self._shown: list[Link] = []
         self._links: dict[tuple[str, str], Series] = {}
 
     def open(self) -> None:
@@ -83,7 +84,7 @@ class Infiniband:
         before = self._watch.devices
         if self._rescan_at is None or now >= self._rescan_at:
             self._rescan(now)
-        readings = self._watch.read(now)
+        changes = self._watch.read(now)
         devices = self._watch.devices
         if not devices and not before:
             raise self._unavailable()
@@ -98,13 +99,29 @@ class Infiniband:
             for device in devices
             for port in device.ports
         ]
-        return Sample(links, readings, devices)
+        return Sample(links, changes, devices)
 
     def fold(self, sample: Sample, now_ns: int) -> None:
         """Put a sample into series and ledger."""
-        self._fold_readings(sample.readings, now_ns)
-        self._fold_links(sample.links, now_ns)
+        # what has gone first: a device that came back at once has the same attributes
+        for series in sample.changes.stopped:
+            self._table.end(series)
+        for watched in sample.changes.started:
+            counter = watched.counter
+            self._watch.bind(watched, self._table.series(counter.metric, dict(counter.attributes), now_ns))
+        self._watch.fold(self._table.ring, now_ns)
+        if sample.links != self._shown:
+            self._fold_links(sample.links, now_ns)
+            self._shown = sample.links
         self._fold_devices(sample)
+
+    def sample_fast(self) -> None:
+        """Read the traffic counters once."""
+        self._watch.read_fast()
+
+    def fold_fast(self, now_ns: int) -> None:
+        """Put them into their series."""
+        self._watch.fold(self._table.ring, now_ns, fast=True)
 
     def close(self) -> None:
         """Close every file."""
@@ -128,20 +145,6 @@ class Infiniband:
                 f"no RDMA device: devices.allow and devices.deny let none of {root} through"
             )
         return SourceUnavailable(f"no RDMA device: {root} is empty; {hint}")
-
-    def _fold_readings(self, readings: list[Reading], now_ns: int) -> None:
-        # what has gone first: a device that came back at once has the same attributes
-        for counter in self._counters.keys() - {reading.counter for reading in readings}:
-            self._table.end(self._counters.pop(counter))
-        for reading in readings:
-            if reading.value is None:
-                continue
-            counter = reading.counter
-            series = self._counters.get(counter)
-            if series is None:
-                series = self._table.series(counter.metric, dict(counter.attributes), now_ns)
-                self._counters[counter] = series
-            series.observe(reading.value, now_ns)
 
     def _fold_links(self, links: list[Link], now_ns: int) -> None:
         wanted: dict[tuple[str, str], tuple[Metric, dict[str, AttributeValue], int]] = {}

@@ -86,9 +86,14 @@ def read_text(path: str) -> str:
     """The stripped content of a small file; bytes past MAX_TEXT are not read. Raises OSError."""
     fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
     try:
-        return os.read(fd, MAX_TEXT).decode("ascii", "replace").strip("\0\t\n\r ")
+        return clean(os.read(fd, MAX_TEXT))
     finally:
         os.close(fd)
+
+
+def clean(content: bytes) -> str:
+    """What a small file says, without what stands around it."""
+    return content.decode("ascii", "replace").strip("\0\t\n\r ")
 
 
 def parse_rate(text: str) -> int | None:

@@ -6,16 +6,27 @@ A file that fails costs its own value: it is left alone for a while, longer each
 from __future__ import annotations
 
 import errno
+import io
 import logging
+import os
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TypeVar
 
 from fabrictap.catalog import NETWORK_IO, Metric
 from fabrictap.ext import counters
-from fabrictap.series import AttributeValue
+from fabrictap.ext.ring import Ring
+from fabrictap.series import AttributeValue, Series
 from fabrictap.sources.infiniband.counters import HW_COUNTERS, classify, counts_bytes
-from fabrictap.sources.infiniband.sysfs import DeviceTree, Identity, PortTree, Scan, read_text, scan
+from fabrictap.sources.infiniband.sysfs import (
+    MAX_TEXT,
+    DeviceTree,
+    Identity,
+    PortTree,
+    Scan,
+    clean,
+    scan,
+)
 
 _log = logging.getLogger(__name__)
 
@@ -24,8 +35,6 @@ FAILED_READS = 3
 #: Seconds: some virtual functions fill the kernel log with one line per failing read.
 _FIRST_DELAY = 1.0
 _LAST_DELAY = 300.0
-#: The largest sum that OTLP carries (sfixed64).
-_MAX_VALUE = (1 << 63) - 1
 _GONE = frozenset({errno.ENODEV, errno.ENOENT, errno.ENXIO})
 _WORDS = {counters.NOT_A_NUMBER: "not_a_number", counters.OVERFLOW: "overflow"}
 
@@ -53,14 +62,6 @@ class Counter:
         return self.path, self.identity, self.attributes
 
 
-@dataclass(frozen=True, slots=True)
-class Reading:
-    """A counter that is alive; ``value`` is None where it was not read this time."""
-
-    counter: Counter
-    value: int | None
-
-
 @dataclass(slots=True)
 class Backoff:
     """When a file that fails is tried again: after 1 s, doubling to 5 min."""
@@ -79,11 +80,30 @@ class Backoff:
         return delay
 
 
-@dataclass(slots=True)
-class _Watched:
+@dataclass(slots=True, eq=False)
+class Watched:
+    """A counter and its open file. ``series`` is what it feeds, None while it has not been read."""
+
     counter: Counter
     backoff: Backoff
     slot: int | None = None
+    series: Series | None = None
+
+
+@dataclass(slots=True)
+class _Text:
+    """A small file that is kept open, closed with the object."""
+
+    file: io.FileIO | None = None
+    backoff: Backoff = field(default_factory=Backoff)
+
+
+@dataclass(slots=True)
+class Changes:
+    """Counters that can be read now and have no series, and series whose counter has gone or fails."""
+
+    started: list[Watched] = field(default_factory=list)
+    stopped: list[Series] = field(default_factory=list)
 
 
 class Watch:
@@ -98,8 +118,12 @@ class Watch:
         self._wanted = wanted
         self._errors = errors
         self._files = counters.CounterFiles()
-        self._counters: dict[_Key, _Watched] = {}
-        self._texts: dict[str, Backoff] = {}
+        self._counters: dict[_Key, Watched] = {}
+        self._of_slot: dict[int, Watched] = {}
+        #: Counters that failed last time, or could not be opened.
+        self._failing: set[Watched] = set()
+        self._changes = Changes()
+        self._texts: dict[str, _Text] = {}
         self._problems: set[tuple[str, str]] = set()
 
     def rescan(self, now: float) -> None:
@@ -117,49 +141,65 @@ class Watch:
         self.devices = tuple(found.devices)
         wanted = {counter.key: counter for device in self.devices for counter in counters_of(device)}
         for key in self._counters.keys() - wanted.keys():
-            slot = self._counters.pop(key).slot
-            if slot is not None:
-                self._files.remove(slot)
+            self._drop(self._counters.pop(key))
         for key, counter in wanted.items():
             watched = self._counters.get(key)
             if watched is None:
-                watched = self._counters[key] = _Watched(counter, Backoff())
+                watched = self._counters[key] = Watched(counter, Backoff())
             self._open(watched, now)
         ports = {port.path for device in self.devices for port in device.ports}
         self._texts = {path: it for path, it in self._texts.items() if path.rpartition("/")[0] in ports}
 
-    def read(self, now: float) -> list[Reading]:
+    def read(self, now: float) -> Changes:
         """Read every counter once. A file that says its device has gone makes it look around first."""
-        values, statuses = self._pass(now)
-        if any(status in _GONE for status in statuses):
+        troubles = self._pass(now)
+        if any(status in _GONE for _, status in troubles):
             self.rescan(now)
-            values, statuses = self._pass(now)
-        readings = []
-        for watched in self._counters.values():
-            counter, slot = watched.counter, watched.slot
-            status, value = (
-                (counters.NOT_READ, 0) if slot is None else (statuses[slot], values[slot] * counter.scale)
-            )
-            if status == counters.OK and value > _MAX_VALUE:
-                status = counters.OVERFLOW
-            if status == counters.OK:
-                self._succeeded(watched.backoff, counter.path)
-                readings.append(Reading(counter, value))
-                continue
-            if status != counters.NOT_READ:
-                self._failed(watched.backoff, counter.path, _word(status), now)
-            if watched.backoff.failures < FAILED_READS:
-                readings.append(Reading(counter, None))
-        return readings
+            troubles = self._pass(now)
+        failed = {self._of_slot[slot]: status for slot, status in troubles}
+        for watched in self._failing - failed.keys():
+            if watched.slot is not None and watched.backoff.due(now):
+                self._succeeded(watched.backoff, watched.counter.path)
+                self._failing.discard(watched)
+                if watched.series is None:
+                    self._changes.started.append(watched)
+        for watched, status in failed.items():
+            self._failing.add(watched)
+            self._failed(watched.backoff, watched.counter.path, _word(status), now)
+            if watched.backoff.failures >= FAILED_READS:
+                self._stop(watched)
+        changes, self._changes = self._changes, Changes()
+        changes.started = [watched for watched in changes.started if watched not in failed]
+        return changes
+
+    def read_fast(self) -> None:
+        """Read the traffic counters only; what fails is seen by the next ``read``."""
+        self._files.read(fast=True)
+
+    def bind(self, watched: Watched, series: Series) -> None:
+        """Let a counter feed ``series``."""
+        watched.series = series
+        if watched.slot is not None:
+            self._files.bind(watched.slot, series, watched.counter.metric.rates)
+
+    def fold(self, ring: Ring, now_ns: int, *, fast: bool = False) -> None:
+        """Put what was read into the series. Under the node's lock."""
+        self._files.fold(ring, now_ns, fast)
 
     def text(self, path: str, parse: Callable[[str], _T | None], now: float) -> _T | None:
         """The parsed content of a small file; None where it cannot be had now."""
-        backoff = self._texts.setdefault(path, Backoff())
+        text = self._texts.setdefault(path, _Text())
+        backoff = text.backoff
         if not backoff.due(now):
             return None
         try:
-            value = parse(read_text(path))
+            if text.file is None:
+                # O_NONBLOCK: what only looks like a file of sysfs, a FIFO say, must not hold the reader.
+                flags = os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK
+                text.file = os.fdopen(os.open(path, flags), "rb", buffering=0)
+            value = parse(clean(os.pread(text.file.fileno(), MAX_TEXT, 0)))
         except OSError as error:
+            text.file = None
             self._failed(backoff, path, _word(error.errno or 0), now)
             return None
         if value is None:
@@ -172,24 +212,50 @@ class Watch:
         """Close every file."""
         self._files.close()
         self._counters.clear()
+        self._of_slot.clear()
+        self._failing.clear()
+        self._changes = Changes()
         self._texts.clear()
         self._problems.clear()
         self.devices = ()
 
-    def _open(self, watched: _Watched, now: float) -> None:
+    def _open(self, watched: Watched, now: float) -> None:
         if watched.slot is not None or not watched.backoff.due(now):
             return
         try:
-            watched.slot = self._files.add(watched.counter.path)
+            watched.slot = self._files.add(watched.counter.path, watched.counter.scale)
         except OSError as error:
+            self._failing.add(watched)
             self._failed(watched.backoff, watched.counter.path, _word(error.errno or 0), now)
+            return
+        self._of_slot[watched.slot] = watched
+        if watched not in self._failing:
+            self._changes.started.append(watched)
 
-    def _pass(self, now: float) -> tuple[list[int], list[int]]:
-        for watched in self._counters.values():
+    def _stop(self, watched: Watched) -> None:
+        """Take the series away; whoever folds ends it."""
+        if watched.series is not None:
+            self._changes.stopped.append(watched.series)
+            watched.series = None
+        if watched.slot is not None:
+            self._files.bind(watched.slot, None, False)
+
+    def _drop(self, watched: Watched) -> None:
+        self._stop(watched)
+        self._failing.discard(watched)
+        if watched in self._changes.started:
+            self._changes.started.remove(watched)
+        if watched.slot is not None:
+            self._files.remove(watched.slot)
+            del self._of_slot[watched.slot]
+
+    def _pass(self, now: float) -> list[tuple[int, int]]:
+        """Read all; [(slot, status)] of what could not be read."""
+        for watched in self._failing:
             if watched.slot is not None:
                 self._files.enable(watched.slot, watched.backoff.due(now))
         self._files.read()
-        return self._files.results()
+        return self._files.troubles()
 
     def _failed(self, backoff: Backoff, path: str, word: str, now: float) -> None:
         self._count(word)

@@ -1,0 +1,303 @@
+"""The whole agent on a node of stand-ins: what it costs while it samples every second and exports every 10 s.
+
+``fabrictap run`` in a process of its own, with 8 made-up HCAs in a /sys (doubles/sysfs.py) and 256 made-up
+connections (doubles/verbs_traffic.py), about 5,000 series; the counters of all connections and the traffic
+counters of all ports move every second. It exports to the real Collector. node_exporter is scraped every
+second on the same /sys in the same minute. CPU is that of the whole process, less what the stand-in for the
+kernel spends in it, which is told. Then where the memory and the time go, and how both grow with HCAs and
+connections.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from contextlib import ExitStack
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from bench import node_exporter
+from bench.node_exporter import NodeExporter
+from bench.process import Watched
+from bench.result import Result, left_out, limit, note
+from doubles.sysfs import Sysfs
+from fabrictap.config import Config
+from otelcol import BUILD, Collector, find_collector
+from support import eventually
+
+HERE = Path(__file__).parent
+HCAS, CONNECTIONS = 8, 256
+SECONDS = 60
+#: As (HCAs, connections); short.
+GROWTH = ((1, 0), (4, 0), (16, 0), (8, 10), (8, 1_000), (8, 10_000), (8, 100_000))
+GROWTH_SECONDS = 10
+PRIVATE_LIMIT, RING_LIMIT, THREADS_LIMIT = 64, 32, 8
+CPU_GOAL = 0.5
+MIB = 1 << 20
+
+
+@dataclass(frozen=True)
+class _Load:
+    """What an agent watches, and how often it exports, in seconds."""
+
+    hcas: int
+    connections: int
+    interval: int
+
+    def __str__(self) -> str:
+        return f"agent, {self.hcas} HCAs, {self.connections:,} connections (synthetic)"
+
+
+@dataclass(frozen=True)
+class _Use:
+    """Of one process over a time: milliseconds of CPU a second, bytes, switches a second."""
+
+    cpu: float
+    private: int
+    resident: int
+    threads: int
+    switches: float
+
+
+@dataclass(frozen=True)
+class _Minute:
+    agent: _Use
+    exporter: _Use | None
+    exporter_name: str
+    by_thread: dict[str, float]
+    by_group: dict[str, int]
+    ring: int
+    points: int
+    stand_in: float
+
+
+class _Meter:
+    """What a process used since this was made."""
+
+    def __init__(self, pid: int) -> None:
+        self._process = Watched(pid)
+        self._began = time.monotonic()
+        self._cpu = self._process.cpu_ns()
+        self._switches = self._process.voluntary_switches()
+        self._threads = self._process.cpu_by_thread()
+
+    def use(self) -> _Use:
+        seconds = time.monotonic() - self._began
+        process = self._process
+        return _Use(
+            (process.cpu_ns() - self._cpu) / 1e6 / seconds,
+            process.private_bytes(),
+            process.resident_bytes(),
+            process.threads(),
+            (process.voluntary_switches() - self._switches) / seconds,
+        )
+
+    def by_thread(self) -> dict[str, float]:
+        """Milliseconds a second."""
+        seconds = time.monotonic() - self._began
+        now = self._process.cpu_by_thread()
+        return {name: (spent - self._threads.get(name, 0.0)) / seconds for name, spent in now.items()}
+
+
+class _Agent:
+    """A running agent_node.py."""
+
+    def __init__(self, work: Path, sysfs: Path, load: _Load, endpoint: str) -> None:
+        self.ring = work / "ring"
+        settings = {
+            "sources.verbs.enabled": "false",  # the stand-in takes its place
+            "sources.infiniband.sysfs": str(sysfs),
+            "export.interval": f"{load.interval}s",
+            "export.otlp.metrics.endpoint": endpoint,
+            "export.otlp.traces.endpoint": endpoint,
+            "agent.log_level": "warning",
+        }
+        if hasattr(Config(), "ring"):
+            settings["ring.path"] = str(self.ring)
+        arguments = [word for key, value in settings.items() for word in ("--set", f"{key}={value}")]
+        kept = {
+            name: text for name, text in os.environ.items() if not name.startswith(("OTEL_", "FABRICTAP_"))
+        }
+        self._said = work / "agent.log"
+        with self._said.open("wb") as log:
+            self._process = subprocess.Popen(
+                [sys.executable, HERE / "agent_node.py", str(load.connections), str(load.hcas), *arguments],
+                stdout=subprocess.PIPE,
+                stderr=log,
+                text=True,
+                env=kept | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))},
+            )
+        self.pid = self._process.pid
+
+    def check(self) -> None:
+        if self._process.poll() is not None:
+            raise RuntimeError(f"the agent ended: {self._said.read_text()[-2000:]}")
+
+    @property
+    def connected(self) -> bool:
+        """Whether all connections are made: the stand-in says so."""
+        return "synthetic connections are made" in self._said.read_text()
+
+    def name_threads(self) -> None:
+        os.kill(self.pid, signal.SIGUSR1)
+
+    @property
+    def ring_bytes(self) -> int:
+        """What the ring's files take; 0 where there is none."""
+        if self.ring.is_file():
+            return self.ring.stat().st_size
+        return sum(path.stat().st_size for path in self.ring.glob("**/*") if path.is_file())
+
+    def stop(self) -> float:
+        """End it. Returns the seconds of CPU that the stand-in has cost in it."""
+        if self._process.poll() is None:
+            self._process.terminate()
+        try:
+            said = self._process.communicate(timeout=30)[0]
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            self._process.communicate()
+            raise
+        found = re.search(r"stand-in seconds: ([0-9.]+)", said)
+        return float(found[1]) if found else 0.0
+
+
+def _every_second(seconds: int, do: Callable[[], None]) -> None:
+    began = time.monotonic()
+    for number in range(seconds):
+        do()
+        time.sleep(max(0.0, began + number + 1 - time.monotonic()))
+
+
+def _points(collector: Collector) -> int:
+    """Points of the last export that arrived, which may be several requests: sums have its time."""
+    exports: dict[int, int] = {}
+    for request in collector.metrics():
+        times = [int(point["timeUnixNano"]) for _, _, points in request.values() for point in points]
+        exports[max(times)] = exports.get(max(times), 0) + len(times)
+    return exports[max(exports)]
+
+
+def _minute(binary: Path, load: _Load, seconds: int, *, peer: bool) -> _Minute:
+    with ExitStack() as stack:
+        work = Path(stack.enter_context(tempfile.TemporaryDirectory()))
+        tree = Sysfs(work / "sys", load.hcas)
+        collector = Collector(binary, work)
+        collector.listen()
+        stack.callback(collector.stop)
+        exporter = stack.enter_context(NodeExporter(tree.root)) if peer else None
+        agent = _Agent(work, tree.root, load, f"http://127.0.0.1:{collector.port}")
+        began = time.monotonic()
+        stack.callback(agent.stop)
+
+        def settled() -> bool:
+            agent.check()
+            return agent.connected
+
+        eventually(settled, "all connections are made", 120)
+        before = len(collector.requests())
+        # The second export: all series have come, all buffers have the size that they keep.
+        eventually(lambda: len(collector.requests()) > before + 1, "the Collector has two exports", 60)
+        agent.name_threads()
+        time.sleep(1)
+        ours = _Meter(agent.pid)
+        theirs = _Meter(exporter.watched.pid) if exporter else None
+
+        def second() -> None:
+            tree.advance(1.0)
+            if exporter is not None:
+                exporter.scrape()
+            agent.check()
+
+        _every_second(seconds, second)
+        used, threads, groups = ours.use(), ours.by_thread(), Watched(agent.pid).private_by_group()
+        their_use, ring, points = theirs.use() if theirs else None, agent.ring_bytes, _points(collector)
+        stand_in = agent.stop() / (time.monotonic() - began) * 1000
+        return _Minute(
+            replace(used, cpu=used.cpu - stand_in),
+            their_use,
+            f"{node_exporter.NAME} {exporter.version}" if exporter else "",
+            threads,
+            groups,
+            ring,
+            points,
+            stand_in,
+        )
+
+
+def _imports() -> dict[str, int]:
+    """Stage -> bytes of private memory that it added (import_memory.py)."""
+    said = subprocess.run(
+        [sys.executable, HERE / "import_memory.py"],
+        capture_output=True,
+        text=True,
+        check=True,
+        env=os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))},
+    ).stdout
+    found: dict[str, int] = json.loads(said)
+    return found
+
+
+def _whole(binary: Path, missing: str) -> list[Result]:
+    load = _Load(HCAS, CONNECTIONS, 10)
+    minute = _minute(binary, load, SECONDS, peer=not missing)
+    ours, theirs = minute.agent, minute.exporter
+    name = minute.exporter_name or f"{node_exporter.NAME} ({missing})"
+    results = [
+        Result(f"{load}: CPU a second", "ms", ours.cpu, theirs.cpu if theirs else None, name, CPU_GOAL),
+        limit(f"{load}: private memory", "MiB", ours.private / MIB, PRIVATE_LIMIT),
+        limit(f"{load}: ring file", "MiB", minute.ring / MIB, RING_LIMIT),
+        limit(f"{load}: threads", "", ours.threads, THREADS_LIMIT),
+        note(f"{load}: resident memory", "MiB", ours.resident / MIB, "with files that others may share"),
+        note(f"{load}: voluntary switches a second", "", ours.switches),
+        note(f"{load}: points in an export", "", minute.points),
+        note(f"{load}: CPU a second of the stand-in", "ms", minute.stand_in, "not in the first line"),
+    ]
+    if theirs is not None:
+        results += [
+            note("node_exporter: private memory", "MiB", theirs.private / MIB),
+            note("node_exporter: resident memory", "MiB", theirs.resident / MIB),
+            note("node_exporter: voluntary switches a second", "", theirs.switches),
+        ]
+    for thread, spent in sorted(minute.by_thread.items(), key=lambda item: -item[1]):
+        results.append(note(f"agent's CPU: thread {thread}", "ms", spent, "a second, the stand-in included"))
+    imports = _imports()
+    for stage, added in imports.items():
+        results.append(note(f"agent's memory: {stage}", "MiB", added / MIB, "by its import"))
+    rest = ours.private - sum(imports.values())
+    results.append(note("agent's memory: what comes after the imports", "MiB", rest / MIB))
+    for group, size in sorted(minute.by_group.items(), key=lambda item: -item[1]):
+        results.append(note(f"agent's memory: {group}", "MiB", size / MIB, "by mapping"))
+    return results
+
+
+def _growth(binary: Path) -> list[Result]:
+    results = []
+    for hcas, connections in GROWTH:
+        load = _Load(hcas, connections, 2)
+        minute = _minute(binary, load, GROWTH_SECONDS, peer=False)
+        remark = f"{minute.points:,} points every 2 s"
+        results += [
+            note(f"{load}: CPU a second", "ms", minute.agent.cpu, remark),
+            note(f"{load}: private memory", "MiB", minute.agent.private / MIB, remark),
+        ]
+    return results
+
+
+def measure() -> list[Result]:
+    binary = find_collector()
+    if not binary.is_file():
+        left_out("agent", f"no Collector: build it with {BUILD.relative_to(HERE.parents[1])}")
+        return []
+    missing = node_exporter.missing()
+    if missing:
+        left_out("agent", f"the peer: {missing}")
+    left_out("agent", "probes in the kernel and real counters: verbs and /sys are stand-ins here")
+    return [*_whole(binary, missing), *_growth(binary)]

@@ -11,7 +11,6 @@ from pathlib import Path
 import pytest
 
 from doubles.provider import builder, elf
-from doubles.provider.application import Application
 from fabrictap.sources.verbs import providers
 from support import require
 
@@ -59,7 +58,7 @@ def test_each_function_of_each_whole_device_is_found_once(stand_in, double):
         assert (Path(place.file), place.offset) == (double.library, real[function])
         assert (place.inode, place.device) == (double.library.stat().st_ino, device_of(double.library))
     assert found["create_ah"].offset == elf.exported(stand_in)["ibv_create_ah"]
-    assert providers.libraries(report.places) == {
+    assert {(place.device, place.inode) for place in report.places} == {
         (device_of(path), path.stat().st_ino) for path in (double.library, stand_in)
     }
 
@@ -148,19 +147,3 @@ def test_instructions_that_the_kernel_emulates_are_cheap(tmp_path, code, cheap):
         assert providers.entry(descriptor, 7) == providers.Entry(7, cheap)
     finally:
         os.close(descriptor)
-
-
-def test_the_libraries_of_a_live_process_are_known_by_device_and_inode(double):
-    with Application(double.driver) as application:
-        application.tell("counts")
-        mapped = providers.mapped_libraries(application.pid)
-    for path in (double.library, double.driver):
-        assert (device_of(path), path.stat().st_ino) in mapped
-    assert all(inode for _, inode in mapped)
-
-
-def test_a_process_that_has_gone_has_no_libraries():
-    gone = subprocess.Popen(["true"])
-    gone.wait()
-    with pytest.raises(OSError, match=str(gone.pid)):
-        providers.mapped_libraries(gone.pid)

@@ -59,6 +59,7 @@ class Record:
     cm_qpn: int
     ah_id: int
     ah_peer_gid: str | None
+    qp_ex_functions: list[int | None]
     def place(self, device: str, gid: str | None = None) -> None: ...
 
 class PostKey:

@@ -37,7 +37,7 @@ struct rng {
 	uint64_t state;
 };
 
-/* One chain of one shape; errors of the provider are the provider's. Queue is an index. */
+/* One chain of one shape; what the provider refuses is not tallied. Queue is an index. */
 void post_sends(struct world *world, struct tally *tally, int queue, uint32_t chain, const struct shape *shape);
 void post_recvs(struct world *world, struct tally *tally, int queue, uint32_t chain, const struct shape *shape);
 void post_shared(struct world *world, struct tally *tally, int queue, uint32_t chain, const struct shape *shape);

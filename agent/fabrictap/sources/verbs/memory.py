@@ -19,19 +19,13 @@ from dataclasses import dataclass
 
 from fabrictap.sources.verbs.elf import Refused
 from fabrictap.sources.verbs.maps import Mapping
+from fabrictap.sources.verbs.providers import EXTENDED
 from fabrictap.sources.verbs.static import OPS
 
 _PAGE = 4096
 _CHUNK = 1 << 20
 _CONTEXT_SIZE = 328
 _POLL_CQ, _COMMAND_DESCRIPTOR = 96, 264
-#: Functions of struct ibv_qp_ex, by the name of our program.
-EXTENDED = {
-    "wr_atomic_cmp_swp": 184, "wr_atomic_fetch_add": 192, "wr_bind_mw": 200, "wr_local_inv": 208,
-    "wr_rdma_read": 216, "wr_rdma_write": 224, "wr_rdma_write_imm": 232, "wr_send": 240, "wr_send_imm": 248,
-    "wr_send_inv": 256, "wr_send_tso": 264, "wr_set_ud_addr": 272, "wr_set_inline_data": 288,
-    "wr_set_inline_data_list": 296, "wr_set_sge": 304, "wr_set_sge_list": 312, "wr_complete": 328, "wr_abort": 336,
-}  # fmt: skip
 #: Present in every queue pair of the extended API, whatever its type.
 _ALWAYS = (320, 328, 336)  # wr_start, wr_complete, wr_abort
 _QP_EX_SIZE = 344

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from fabrictap.ext.bpf import BpfError, KernelTypes, Link, Object, RingBuffer, has_bpf_loop, possible_cpus
 from fabrictap.ext.records import LOSSES, POST_KEY_SIZE, POST_SIZE, RECORD_SIZE, sum_per_cpu
-from fabrictap.sources.verbs.providers import DATA_PATH, Place, entry
+from fabrictap.sources.verbs.providers import DATA_PATH, EXPORTED, EXTENDED, Place, entry
 
 _log = logging.getLogger(__name__)
 _OBJECTS = Path(__file__).parents[2] / "probes"
@@ -131,8 +131,8 @@ def load_data(post_memory: int, event_buffer: int, *, bounded: bool = False) -> 
     programs for kernels without bpf_loop on any kernel.
     """
     bounded = bounded or not has_bpf_loop()
-    wanted = {f"{name}_bounded" if bounded else name: "uprobe" for name in DATA_PATH}
-    wanted |= {"create_ah": "uprobe", "create_ah_return": "uretprobe", "qp_to_qp_ex": "uretprobe"}
+    functions = (*DATA_PATH, *EXTENDED, *EXPORTED)
+    wanted = [program for name in functions for program, _ in _programs(name, bounded=bounded)]
     entries = max(16, min(_MAX_POST_KEYS, post_memory // (POST_KEY_SIZE + POST_SIZE * possible_cpus())))
     try:
         probes = _load(
@@ -167,9 +167,9 @@ def attach_function(
         _log.info("%s at +%#x starts with an instruction that the kernel single-steps", name, offset)
     made: list[Attachment] = []
     try:
-        for program, on_return in _programs(probes, name):
-            at = offset if on_return else start.offset
-            link = probes.object.attach_uprobe(program, path, at, on_return, pid or -1)
+        for program, on_return in _programs(name, bounded=probes.bounded):
+            # On return too: behind endbr64 the return address is still where the call put it.
+            link = probes.object.attach_uprobe(program, path, start.offset, on_return, pid or -1)
             made.append(Attachment(program, link))
             probes.attached[program] = probes.attached.get(program, 0) + 1
     except BpfError as error:
@@ -189,13 +189,13 @@ def detach(probes: Probes, attachments: Iterable[Attachment]) -> list[Link]:
     return links
 
 
-def _programs(probes: Probes, name: str) -> list[tuple[str, bool]]:
+def _programs(name: str, *, bounded: bool) -> list[tuple[str, bool]]:
     """(program, on return) of what is attached to the function ``name``."""
-    if name == "create_ah":
-        return [("create_ah", False), ("create_ah_return", True)]
-    if name == "qp_to_qp_ex":
-        return [("qp_to_qp_ex", True)]
-    return [(f"{name}_bounded" if probes.bounded else name, False)]
+    if name in DATA_PATH:
+        return [(name, False), (f"{name}_return_bounded" if bounded else f"{name}_return", True)]
+    if name in ("create_ah", "wr_complete"):
+        return [(name, False), (f"{name}_return", True)]
+    return [(name, name == "qp_to_qp_ex")]
 
 
 def attach_place(probes: Probes, place: Place) -> bool:

@@ -13,14 +13,13 @@ import re
 import struct
 
 from fabrictap.sources.verbs.elf import EM_X86_64, Elf, Refused
+from fabrictap.sources.verbs.providers import EXPORTED
 
 #: struct verbs_context grows at its beginning, so that all but ``priv``, which verbs_set_ops reads, and what
 #: follows it moves: struct ibv_context comes 112 bytes after (libibverbs/verbs.h, public).
 _CONTEXT_AFTER_PRIVATE = 112
 #: The functions in struct ibv_context.ops, bytes from its beginning.
 OPS = {"post_srq_recv": 168, "post_send": 208, "post_recv": 216}
-#: Functions of libibverbs that are probed, by the name of our program.
-EXPORTED = {"create_ah": "ibv_create_ah", "qp_to_qp_ex": "ibv_qp_to_qp_ex"}
 
 _MAX_SETTER = 16 << 10  # verbs_set_ops has 1.8 KiB
 _MAX_CODE = 16 << 20

@@ -5,8 +5,9 @@
  * wr_abort, and a wr_complete that fails, post none of them. All are functions of the provider behind
  * pointers in struct ibv_qp_ex.
  *
- * So what is built is kept per queue pair, which the API gives to one thread at a time, and counted when
- * wr_complete returns. wr_start is not probed: nothing is kept before it, and it tells nothing.
+ * So what is built is kept per queue pair and thread, and counted when wr_complete returns. The thread is part
+ * of the key because a provider's lock, taken in wr_start, is released within wr_complete: another thread may
+ * have begun before that returns. wr_start is not probed: nothing is kept before it, and it tells nothing.
  */
 #ifndef FABRICTAP_VERBS_EXTENDED_H
 #define FABRICTAP_VERBS_EXTENDED_H
@@ -32,25 +33,30 @@ struct batch {
 	struct built messages[MAX_BUILT];
 };
 
+struct ft_batch_key {
+	__u64 qp_ex;
+	__u64 thread;
+};
+
 /* Live from the first builder to wr_complete: as many as threads that post at a time. */
 struct {
 	__uint(type, BPF_MAP_TYPE_HASH);
 	__uint(max_entries, 1024);
-	__type(key, struct ft_context_key); /* the address of the struct ibv_qp_ex in place of a context's */
+	__type(key, struct ft_batch_key);
 	__type(value, struct batch);
 } batches SEC(".maps");
 
 static const struct batch empty_batch = {};
 
-static __always_inline struct ft_context_key batch_key(struct pt_regs *ctx)
+static __always_inline struct ft_batch_key batch_of(__u64 qp_ex)
 {
-	return (struct ft_context_key){ .context = PT_REGS_PARM1(ctx), .tgid = bpf_get_current_pid_tgid() >> 32 };
+	return (struct ft_batch_key){ .qp_ex = qp_ex, .thread = bpf_get_current_pid_tgid() };
 }
 
 /* The last message of the batch that this call belongs to; NULL where its beginning was not seen. */
 static __always_inline struct built *current_message(struct pt_regs *ctx)
 {
-	struct ft_context_key key = batch_key(ctx);
+	struct ft_batch_key key = batch_of(PT_REGS_PARM1(ctx));
 	struct batch *batch = bpf_map_lookup_elem(&batches, &key);
 	__u32 last;
 
@@ -63,7 +69,7 @@ static __always_inline struct built *current_message(struct pt_regs *ctx)
 /* Counts what is built of a queue pair. Not static: the verifier looks at it once. */
 __noinline int count_batch(__u64 address)
 {
-	struct ft_context_key of = { .context = address, .tgid = bpf_get_current_pid_tgid() >> 32 };
+	struct ft_batch_key of = batch_of(address);
 	struct batch *batch = bpf_map_lookup_elem(&batches, &of);
 	struct ft_post_key key = {};
 	struct user_qp qp;
@@ -74,7 +80,7 @@ __noinline int count_batch(__u64 address)
 		lose(FT_LOSS_FAULT);
 		return 0;
 	}
-	key.tgid = of.tgid;
+	key.tgid = of.thread >> 32;
 	key.context = qp.context;
 	key.qpn = qp.qp_num;
 	key.qp_type = qp.qp_type;
@@ -100,7 +106,7 @@ __noinline int count_batch(__u64 address)
 
 static __always_inline int build(struct pt_regs *ctx, __u8 operation)
 {
-	struct ft_context_key key = batch_key(ctx);
+	struct ft_batch_key key = batch_of(PT_REGS_PARM1(ctx));
 	struct batch *batch = bpf_map_lookup_elem(&batches, &key);
 	struct built *built;
 	__u32 flags = 0;
@@ -116,8 +122,8 @@ static __always_inline int build(struct pt_regs *ctx, __u8 operation)
 			return 0;
 	}
 	if (batch->count >= MAX_BUILT)
-		count_batch(key.context);
-	if (bpf_probe_read_user(&flags, sizeof(flags), (void *)(key.context + USER_QP_EX_WR_FLAGS)))
+		count_batch(key.qp_ex);
+	if (bpf_probe_read_user(&flags, sizeof(flags), (void *)(key.qp_ex + USER_QP_EX_WR_FLAGS)))
 		lose(FT_LOSS_FAULT);
 	next = batch->count & (MAX_BUILT - 1);
 	built = &batch->messages[next];
@@ -129,7 +135,7 @@ static __always_inline int build(struct pt_regs *ctx, __u8 operation)
 }
 
 /* Nothing of the batch was posted. */
-static __always_inline int discard(const struct ft_context_key *key)
+static __always_inline int discard(const struct ft_batch_key *key)
 {
 	struct batch *batch = bpf_map_lookup_elem(&batches, key);
 
@@ -247,15 +253,15 @@ int wr_complete(struct pt_regs *ctx)
 SEC("uretprobe")
 int wr_complete_return(struct pt_regs *ctx)
 {
-	struct ft_context_key key = { .tgid = bpf_get_current_pid_tgid() >> 32 };
+	struct ft_batch_key key;
 	struct call call;
 
 	if (!leave(CALL_COMPLETE, &call))
 		return 0;
-	key.context = call.queue;
+	key = batch_of(call.queue);
 	if ((int)PT_REGS_RC(ctx))
 		return discard(&key);
-	count_batch(key.context);
+	count_batch(key.qp_ex);
 	bpf_map_delete_elem(&batches, &key);
 	return 0;
 }
@@ -263,7 +269,7 @@ int wr_complete_return(struct pt_regs *ctx)
 SEC("uprobe")
 int wr_abort(struct pt_regs *ctx)
 {
-	struct ft_context_key key = batch_key(ctx);
+	struct ft_batch_key key = batch_of(PT_REGS_PARM1(ctx));
 
 	return discard(&key);
 }

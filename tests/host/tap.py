@@ -38,6 +38,8 @@ class Tap:
         if double is not None:
             for function in (*FUNCTIONS, "create_ah"):
                 attach_place(self.probes, double.place(function))
+            for place in double.extended():
+                attach_place(self.probes, place)
         assert self.probes.refused == {}
         self.map = self.probes.object.map("posts")
         self.posts = Posts()

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from doubles.provider import elf
 from fabrictap.sources.verbs import provider_helper
-from fabrictap.sources.verbs.providers import Place
+from fabrictap.sources.verbs.providers import EXTENDED, Place
 
 HERE = Path(__file__).parent
 INCLUDE = HERE.parents[2] / "probes" / "include"
@@ -56,9 +56,34 @@ class Double:
         status = self.library.stat()
         return Place(function, str(self.library), "", status.st_ino, elf.exported(self.library)[function])
 
+    def extended(self) -> list[Place]:
+        """The functions of the extended API."""
+        symbols = _symbols(self.library)
+        inode = self.library.stat().st_ino
+        return [
+            Place(name, str(self.library), "", inode, symbols[symbol])
+            for name, symbol in (*_EXTENDED.items(), *_ALSO.items())
+        ]
+
+
+#: The stand-in's functions of the extended API (extended.c), which are not exported, by our program's name.
+_EXTENDED = {
+    **{name: name.removeprefix("wr_") for name in EXTENDED},
+    "wr_send": "send_",
+    "wr_abort": "abort_",
+}
+_ALSO = {"wr_set_sge": "set_sge_of_ud"}
+
 
 def _compile(*arguments: str | Path) -> None:
     subprocess.run(["cc", *_FLAGS, *map(str, arguments)], check=True)
+
+
+def _symbols(library: Path) -> dict[str, int]:
+    """Address of every function, exported or not, which is its file offset too in this library's text."""
+    listed = subprocess.run(["nm", str(library)], check=True, capture_output=True, text=True).stdout
+    fields = [line.split() for line in listed.splitlines()]
+    return {field[2]: int(field[0], 16) for field in fields if len(field) == 3 and field[1] in "tT"}
 
 
 def build(directory: Path, entry: str = "push") -> Double:
@@ -68,13 +93,13 @@ def build(directory: Path, entry: str = "push") -> Double:
     rpath = f"-Wl,-rpath,{directory}"
     _compile(
         f'-DENTRY="{ENTRIES[entry]}"', "-shared", "-fPIC", f"-Wl,-soname,{PROVIDER}",
-        HERE / "provider.c", "-o", double.library,
+        HERE / "provider.c", HERE / "extended.c", "-o", double.library,
     )  # fmt: skip
     _compile(
         "-shared", "-fPIC", "-Wl,-soname,libibverbs.so.1", HERE / "libibverbs.c", double.library, rpath,
         "-o", double.libibverbs,
     )  # fmt: skip
-    sources = [HERE / name for name in ("driver.c", "workload.c", "tally.c")]
+    sources = [HERE / name for name in ("driver.c", "workload.c", "batch.c", "tally.c")]
     _compile(*sources, double.library, double.libibverbs, "-pthread", rpath, "-o", double.driver)
     return double
 

@@ -8,6 +8,8 @@
  *   uverbs CONTEXT PATH            opens PATH and makes it the context's command descriptor
  *   forge CONTEXT                  its post_send points into the middle of an instruction
  *   qp CONTEXT QPN TYPE | srq CONTEXT HANDLE
+ *   extend QP                      gives it the extended API and takes its struct ibv_qp_ex, as applications do
+ *   batch QP TIMES MESSAGES OPCODE FLAGS SGES LENGTH HANDLE PEER SETTER ABORT   posts by that API
  *   ah GLOBAL LAST                 address handle with GID fe80::LAST, or without GRH; answers how many there are
  *   rewind                         the next handle gets the first one's address
  *   send QP TIMES CHAIN OPCODE FLAGS SGES LENGTH HANDLE PEER
@@ -162,6 +164,15 @@ static int obey(char *line)
 	} else if (sscanf(line, "qp %u %u %u", &queue, &a, &b) == 3) {
 		world.qps[world.qp_count++].qp_base =
 			(struct ibv_qp){ .context = world.contexts[queue], .qp_num = a, .qp_type = b };
+	} else if (sscanf(line, "extend %u", &queue) == 1) {
+		stand_in_extend(&world.qps[queue]);
+		world.extended[world.extended_count++] = (int)queue;
+		return printf("%d\n", ibv_qp_to_qp_ex(&world.qps[queue].qp_base) == &world.qps[queue]);
+	} else if (sscanf(line, "batch %u %u %u %u %u %u %u %d %u %u %u", &queue, &times, &chain, &shape.opcode,
+			  &shape.flags, &shape.sges, &shape.length, &shape.handle, &shape.peer_qpn, &a,
+			  &b) == 11) {
+		while (times--)
+			post_batch(&world, &total, (int)queue, chain, &shape, a, (int)b);
 	} else if (sscanf(line, "srq %u %u", &queue, &a) == 2) {
 		world.srqs[world.srq_count++] = (struct ibv_srq){ .context = world.contexts[queue],
 								  .handle = a };
@@ -202,6 +213,10 @@ int main(void)
 {
 	char line[512];
 
+	/* On the heap, where applications and libraries have them. */
+	world.qps = calloc(MAX_QUEUES, sizeof(*world.qps));
+	if (!world.qps)
+		return 1;
 	while (fgets(line, sizeof(line), stdin)) {
 		line[strcspn(line, "\n")] = 0;
 		if (!obey(line))

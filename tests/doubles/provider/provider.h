@@ -16,6 +16,9 @@ extern unsigned int stand_in_next_handle;
 /* Gives a context this provider's functions, by verbs_set_ops of libibverbs. */
 void stand_in_alloc_context(struct verbs_context *context);
 
+/* Gives a queue pair the functions of the extended API, as create_qp_ex of a provider does. */
+void stand_in_extend(struct ibv_qp_ex *qp);
+
 int poll_cq(struct ibv_cq *cq, int entries, struct ibv_wc *wc);
 int post_send(struct ibv_qp *qp, struct ibv_send_wr *wr, struct ibv_send_wr **bad);
 int post_recv(struct ibv_qp *qp, struct ibv_recv_wr *wr, struct ibv_recv_wr **bad);

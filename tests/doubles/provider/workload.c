@@ -5,7 +5,7 @@
 #include <stdlib.h>
 
 /* xorshift64*: a seed makes the same workload on every machine. */
-static uint32_t below(struct rng *rng, uint32_t bound)
+uint32_t below(struct rng *rng, uint32_t bound)
 {
 	rng->state ^= rng->state >> 12;
 	rng->state ^= rng->state << 25;
@@ -199,6 +199,10 @@ void post_mixed(struct world *world, struct tally *tally, uint64_t seed, uint32_
 	for (uint32_t i = 0; i < posts; i++) {
 		uint32_t kind = below(&rng, 10), chain = random_chain(&rng);
 
+		if (world->extended_count && kind > 4) {
+			post_random_batch(world, tally, world->extended[below(&rng, world->extended_count)], &rng);
+			continue;
+		}
 		if (kind == 0 && world->srq_count)
 			receives(world, tally, below(&rng, world->srq_count), chain, shape, &rng, 1);
 		else if (kind <= 2)

@@ -24,7 +24,7 @@ class Count:
 
 
 class Tap:
-    """Loaded, and attached to ``double``; close it before the next is opened. Counters are those of ``pid``."""
+    """Loaded, and attached to ``double``; close it before the next is opened. Counters are of one ``pid``."""
 
     def __init__(
         self,

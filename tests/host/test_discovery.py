@@ -14,10 +14,12 @@ import pytest
 from doubles.provider import elf
 from doubles.provider.application import RC, Application
 from doubles.provider.builder import PROVIDER, Double
+from fabrictap.ext.records import QP_EXTENDED, decode
 from fabrictap.sources.verbs import maps, memory
 from fabrictap.sources.verbs.attach import Attachments, same_pages
 from fabrictap.sources.verbs.discovery import Discovery
 from host.tap import Tap, truth
+from host.test_extended import batch
 from support import require
 
 FILES = (PROVIDER, "libibverbs.so.1", "driver")
@@ -81,7 +83,7 @@ def assert_exact(agent: Agent, application: Application, contexts: dict[int, str
 
 
 def descriptors() -> int:
-    return len(os.listdir("/proc/self/fd"))
+    return len(list(Path("/proc/self/fd").iterdir()))
 
 
 # --- libraries of its own -------------------------------------------------------------------------
@@ -271,7 +273,9 @@ def test_a_container_s_file_system_can_be_unmounted_when_its_last_process_has_go
     root = tmp_path / "image"
     root.mkdir()
     try:
-        subprocess.run(["mount", "-t", "tmpfs", "image", str(root)], check=True, capture_output=True, text=True)
+        subprocess.run(
+            ["mount", "-t", "tmpfs", "image", str(root)], check=True, capture_output=True, text=True
+        )
     except subprocess.CalledProcessError as error:
         require("mount", False, error.stderr)
     with started(copied(double, root)) as application:
@@ -376,9 +380,9 @@ def test_the_search_in_memory_keeps_to_its_limits(double, tmp_path, place):
             (found,) = memory.contexts(searched, code, number)
         assert not searched.incomplete
         exported = elf.exported(double.library)
-        assert {name: address - found.code.start + found.code.offset for name, address in found.functions.items()} == {
-            name: exported[name] for name in ("post_send", "post_recv", "post_srq_recv")
-        }
+        assert {
+            name: address - found.code.start + found.code.offset for name, address in found.functions.items()
+        } == {name: exported[name] for name in ("post_send", "post_recv", "post_srq_recv")}
 
 
 def test_what_a_process_invents_is_not_probed(bpf, double, tmp_path, place):
@@ -401,3 +405,92 @@ def test_a_process_that_has_gone_is_nothing(agent):
     gone.wait()
     assert agent.discovery.look(gone.pid) is None
     assert agent.errors == {}
+
+
+# --- the extended API -----------------------------------------------------------------------------
+
+
+def extended(agent: Agent, application: Application) -> list[int | None]:
+    """Since when each queue pair that was told of by the probe is counted."""
+    records = decode(agent.tap.probes.records.poll(0))
+    assert {record.kind for record in records} <= {QP_EXTENDED}
+    return [agent.discovery.extended(record.pid, record.qp_ex_functions) for record in records]
+
+
+def test_a_queue_pair_of_the_extended_api_is_counted_from_when_it_was_handed_out(agent, double, tmp_path):
+    own = copied(double, tmp_path / "own")
+    with started(own) as application, started(own) as other:
+        contexts = opened(application)
+        opened(other)
+        other.tell("extend", 0)
+        assert agent.discovery.look(application.pid) is not None
+        before = time.time_ns()
+        application.tell("extend", 0)
+        (since,) = extended(agent, application)
+        assert before <= since <= time.time_ns()
+        # Another queue pair with the same functions finds them probed.
+        application.tell("qp", 0, 18, RC)
+        application.tell("extend", 1)
+        links = agent.attachments.links
+        assert extended(agent, application) == [since]
+        assert agent.attachments.links == links
+        for qp in (0, 1):
+            batch(application, qp, times=5, messages=3)
+        batch(other, times=9)  # what one process named is probed in that one only
+        assert_exact(agent, application, contexts)
+    agent.discovery.sweep()
+    assert len(agent.attachments) == 0
+
+
+def test_functions_that_the_helper_found_are_probed_before_the_first_queue_pair(agent, double, tmp_path):
+    places = [double.place("post_send"), *double.extended()]
+    agent.discovery.host(places)
+    probed = time.time_ns()
+    with started(copied(double, tmp_path / "own")) as application:
+        contexts = opened(application)
+        since = agent.discovery.look(application.pid)
+        application.tell("extend", 0)
+        (known,) = extended(agent, application)
+        assert probed < since
+        assert known < time.time_ns()
+        assert all(file.key[2] == 0 for file in agent.attachments)
+        batch(application, times=5, messages=3)
+        assert_exact(agent, application, contexts)
+
+
+def test_a_queue_pair_that_is_older_than_the_agent_is_found_in_memory(bpf, double, tmp_path, place):
+    with started(copied(double, tmp_path / "own")) as application:
+        contexts = opened(application, place + "0")
+        application.tell("extend", 0)
+        agent = Agent(place)
+        try:
+            assert application.pid in agent.discovery.running()
+            assert agent.discovery.look(application.pid) is not None
+            batch(application, times=5, messages=3)
+            application.send(0, times=2)
+            assert_exact(agent, application, contexts)
+            assert agent.errors == {}
+        finally:
+            agent.close()
+
+
+def test_functions_in_memory_without_a_file_are_refused(agent, double, tmp_path):
+    with started(copied(double, tmp_path / "own")) as application:
+        opened(application)
+        assert agent.discovery.extended(application.pid, [0x1000 + 16 * index for index in range(20)]) is None
+        assert agent.errors == {"no_function": 1}
+
+
+def test_entries_of_threads_that_ended_are_swept(agent, double, tmp_path):
+    with started(copied(double, tmp_path / "own")) as application:
+        opened(application)
+        agent.discovery.look(application.pid)
+        application.tell("mixed", 1, 8, 50)
+        calls = agent.tap.probes.object.map("calls")
+        assert sum(count for _, _, count in calls.batches()) > 8
+        kept = agent.attachments.forget_threads()
+        assert kept > 8  # of threads that have ended; the process's own is there still
+        application.send(0)
+        assert sum(count for _, _, count in calls.batches()) > 0
+    agent.attachments.forget_threads()
+    assert list(calls.batches()) == []

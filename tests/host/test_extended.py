@@ -18,8 +18,9 @@ BATCH_LIMIT = 32
 
 
 def batch(
-    application: Application, qp: int = 0, *, times: int = 1, messages: int = 1, opcode: int = 2, flags: int = 0,
-    sges: int = 1, length: int = 100, handle: int = -1, peer: int = 0, setter: int = SGE, abort: bool = False,
+    application: Application, qp: int = 0, *, times: int = 1, messages: int = 1, opcode: int = 2,
+    flags: int = 0, sges: int = 1, length: int = 100, handle: int = -1, peer: int = 0,
+    setter: int = SGE, abort: bool = False,
 ) -> None:  # fmt: skip
     application.tell(
         "batch", qp, times, messages, opcode, flags, sges, length, handle, peer, setter, int(abort)

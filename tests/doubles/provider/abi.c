@@ -78,4 +78,15 @@ _Static_assert(offsetof(struct ibv_context, ops.post_send) == HELPER_POST_SEND, 
 _Static_assert(offsetof(struct ibv_context, ops.post_recv) == HELPER_POST_RECV, "post_recv");
 _Static_assert(offsetof(struct ibv_context, ops.post_srq_recv) == HELPER_POST_SRQ_RECV, "post_srq_recv");
 _Static_assert(offsetof(struct ibv_device, name) == HELPER_DEVICE_NAME, "name");
+_Static_assert(sizeof(struct ibv_context) == HELPER_CONTEXT_SIZE, "ibv_context");
+_Static_assert(offsetof(struct ibv_context, abi_compat) == HELPER_ABI_COMPAT, "abi_compat");
+_Static_assert((long)offsetof(struct verbs_context, create_qp_ex) - (long)offsetof(struct verbs_context, context) ==
+	       HELPER_CREATE_QP_EX, "create_qp_ex");
+_Static_assert(offsetof(struct ibv_qp_init_attr_ex, send_cq) == 8 && offsetof(struct ibv_qp_init_attr_ex, cap) == 32 &&
+	       offsetof(struct ibv_qp_init_attr_ex, qp_type) == 52 &&
+	       offsetof(struct ibv_qp_init_attr_ex, comp_mask) == 60 &&
+	       offsetof(struct ibv_qp_init_attr_ex, pd) == 64 &&
+	       offsetof(struct ibv_qp_init_attr_ex, send_ops_flags) == 128 &&
+	       sizeof(struct ibv_qp_init_attr_ex) == 136, "ibv_qp_init_attr_ex");
+_Static_assert(IBV_QP_INIT_ATTR_PD == 1 << 0 && IBV_QP_INIT_ATTR_SEND_OPS_FLAGS == 1 << 6, "comp_mask");
 #endif

@@ -107,7 +107,8 @@ def build(directory: Path, entry: str = "push") -> Double:
 def check_abi() -> None:
     """Compile abi.c. Raises CalledProcessError where an offset of ours is not the header's."""
     offsets = {f"HELPER_{name.upper()}": offset for name, offset in provider_helper._OPS.items()}
-    offsets["HELPER_DEVICE_NAME"] = provider_helper._DEVICE_NAME
+    for name in ("DEVICE_NAME", "CONTEXT_SIZE", "ABI_COMPAT", "CREATE_QP_EX"):
+        offsets[f"HELPER_{name}"] = getattr(provider_helper, f"_{name}")
     defines = [f"-D{name}={value}" for name, value in offsets.items()]
     subprocess.run(
         ["cc", *_FLAGS, f"-I{INCLUDE}", *defines, "-fsyntax-only", str(HERE / "abi.c")],

@@ -55,6 +55,53 @@ void verbs_set_ops(struct verbs_context *context, const struct stand_in_ops *ops
 	SET_OP(post_srq_recv);
 }
 
+static struct ibv_qp *create_qp_ex(struct ibv_context *context, struct ibv_qp_init_attr_ex *attr)
+{
+	struct ibv_qp_ex *qp;
+
+	if (attr->qp_type == IBV_QPT_UC || attr->send_ops_flags & IBV_QP_EX_WITH_BIND_MW) {
+		errno = EOPNOTSUPP; /* as a device that does not have all */
+		return NULL;
+	}
+	qp = calloc(1, sizeof(*qp));
+	qp->qp_base.context = context;
+	qp->qp_base.qp_type = attr->qp_type;
+	stand_in_extend(qp);
+	return &qp->qp_base;
+}
+
+struct ibv_pd *ibv_alloc_pd(struct ibv_context *context)
+{
+	struct ibv_pd *pd = calloc(1, sizeof(*pd));
+
+	pd->context = context;
+	return pd;
+}
+
+struct ibv_cq *ibv_create_cq(struct ibv_context *context, int entries, void *cq_context,
+			     struct ibv_comp_channel *channel, int vector)
+{
+	return calloc(1, sizeof(struct ibv_cq));
+}
+
+int ibv_destroy_qp(struct ibv_qp *qp)
+{
+	free(qp);
+	return 0;
+}
+
+int ibv_destroy_cq(struct ibv_cq *cq)
+{
+	free(cq);
+	return 0;
+}
+
+int ibv_dealloc_pd(struct ibv_pd *pd)
+{
+	free(pd);
+	return 0;
+}
+
 struct ibv_context *stand_in_open(struct ibv_device *device)
 {
 	struct verbs_context *context = calloc(1, sizeof(*context));
@@ -62,6 +109,7 @@ struct ibv_context *stand_in_open(struct ibv_device *device)
 	if (!context)
 		abort();
 	context->sz = sizeof(*context);
+	context->create_qp_ex = create_qp_ex;
 	context->priv = calloc(1, sizeof(struct stand_in_private));
 	context->context.abi_compat = __VERBS_ABI_IS_EXTENDED;
 	context->context.device = device;

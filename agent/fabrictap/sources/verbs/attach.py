@@ -27,7 +27,7 @@ from pathlib import Path
 
 from fabrictap.ext.bpf import BpfError
 from fabrictap.sources.verbs import maps
-from fabrictap.sources.verbs.probes import Attachment, Probes, attach_function, detach
+from fabrictap.sources.verbs.probes import Attachment, Probes, attach_function, detach, forget_threads
 
 _log = logging.getLogger(__name__)
 _PAGE = mmap.PAGESIZE
@@ -69,7 +69,7 @@ class File:
     aliases: set[Key] = field(default_factory=set)
 
     def since(self, functions: Container[str]) -> int | None:
-        """Since when all of ``functions`` that it has are counted; None where one of them, or all, are not."""
+        """Since when those of ``functions`` that it has are counted; None where one, or all, are not."""
         found = [probed for (name, _), probed in self.places.items() if name in functions]
         if not found or not all(probed.attachments for probed in found):
             return None
@@ -125,26 +125,27 @@ class Attachments:
         """Attach what is not attached yet; None where there are too many files. Takes the descriptor over."""
         status = os.fstat(descriptor)
         key = (status.st_dev, status.st_ino, pid)
-        file = self._known.get(key)
-        if file is None:
-            same = self._same(descriptor, status)
-            for leaving in [other for other in same if other.key in self._closing]:
-                same.remove(leaving)
-                self._finish(leaving)
-            if not pid:
-                # Two probes at one place would both count.
-                for private in [other for other in same if other.key[2]]:
-                    same.remove(private)
-                    self._detach(private)
-                    self._finish(private)
-            file = next((other for other in same if other.key[2] in (0, pid)), None)
-            if file is not None and file.key[2] == pid:
-                file.aliases.add(key)
-                self._known[key] = file
+        same = self._same(descriptor, status)
+        for leaving in [other for other in same if other.key in self._closing]:
+            same.remove(leaving)
+            self._finish(leaving)
+        wanted = {(name, offset) for name, offsets in functions.items() for offset in offsets}
+        # Two probes at one place would both count.
+        for private in [other for other in same if not pid and other.key[2] and wanted & other.places.keys()]:
+            self._detach(private)
+            self._finish(private)
+        shared = next((other for other in same if not other.key[2]), None)
+        if pid and shared is not None:
+            wanted -= {place for place, probed in shared.places.items() if probed.attachments}
+            if not wanted:
+                os.close(descriptor)
+                return shared
+        file = next((other for other in same if other.key[2] == pid and other.key in self._files), None)
         if file is not None:
             os.close(descriptor)
-            if pid != file.key[2]:
-                return file  # counted for everybody: what the process says of it adds nothing
+            if key != file.key:
+                file.aliases.add(key)
+                self._known[key] = file
         elif len(self._files) >= self._limit:
             os.close(descriptor)
             self._refuse("too_many_libraries")
@@ -152,8 +153,21 @@ class Attachments:
         else:
             file = self._files[key] = self._known[key] = File(key, path, descriptor, mapped)
         file.kept |= kept
-        self._attach(file, functions, pid)
+        self._attach(file, wanted)
         return file
+
+    def since(self, device: int, inode: int, pid: int, places: set[tuple[str, int]]) -> int | None:
+        """Since when all of ``places``, (function, offset), are counted for ``pid``; None: one is not."""
+        files = [file for of in (0, pid) if (file := self.find(device, inode, of)) is not None]
+        moments = []
+        for place in places:
+            found = [
+                f.places[place].since_ns for f in files if place in f.places and f.places[place].attachments
+            ]
+            if not found:
+                return None
+            moments.append(min(found))
+        return max(moments, default=None)
 
     def use(self, file: File, pid: int, mapped: tuple[str, int] = ("", 0)) -> None:
         """A process has the file mapped; ``mapped``: as which device and inode its maps tell it."""
@@ -188,6 +202,10 @@ class Attachments:
                 self._detach(file)
         return [pid for pids in found.values() for pid in pids]
 
+    def forget_threads(self) -> int:
+        """Delete from the BPF maps what threads left there that have ended; how much that was."""
+        return forget_threads(self._probes)
+
     def close(self) -> None:
         """Let go of everything; waits for it."""
         for file in list(self._files.values()):
@@ -195,19 +213,16 @@ class Attachments:
         self.settle()
         self._closers.shutdown()
 
-    def _attach(self, file: File, functions: dict[str, tuple[int, ...]], pid: int) -> None:
-        for name, offsets in functions.items():
-            for offset in offsets:
-                if (name, offset) in file.places:
-                    continue
-                made: list[Attachment] = []
-                try:
-                    made = attach_function(self._probes, name, file.descriptor, offset, pid)
-                except (BpfError, OSError) as error:
-                    self._refuse("kernel")
-                    _log.warning("cannot count %s in %s: %s", name, file.path, error)
-                file.places[name, offset] = Probed(made, time.time_ns())
-                self.attached += len(made)
+    def _attach(self, file: File, wanted: set[tuple[str, int]]) -> None:
+        for name, offset in sorted(wanted - file.places.keys()):
+            made: list[Attachment] = []
+            try:
+                made = attach_function(self._probes, name, file.descriptor, offset, file.key[2])
+            except (BpfError, OSError) as error:
+                self._refuse("kernel")
+                _log.warning("cannot count %s in %s: %s", name, file.path, error)
+            file.places[name, offset] = Probed(made, time.time_ns())
+            self.attached += len(made)
 
     def _detach(self, file: File) -> None:
         links = [link for probed in file.places.values() for link in detach(self._probes, probed.attachments)]

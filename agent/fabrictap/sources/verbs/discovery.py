@@ -13,15 +13,16 @@ from __future__ import annotations
 import logging
 import os
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 from fabrictap.sources.verbs import libraries, maps, memory
 from fabrictap.sources.verbs.attach import Attachments, File
 from fabrictap.sources.verbs.elf import Elf, Refused
 from fabrictap.sources.verbs.libraries import Libraries, Library
-from fabrictap.sources.verbs.maps import Mapping
-from fabrictap.sources.verbs.providers import DATA_PATH, Place
+from fabrictap.sources.verbs.maps import Identity, Mapping
+from fabrictap.sources.verbs.providers import DATA_PATH, EXTENDED, Place
 
 _log = logging.getLogger(__name__)
 #: Providers that one process has mapped; rdma-core has 20, and maps all of them in every process.
@@ -31,6 +32,9 @@ _MEMORY_TRIES = 3
 _MEMORY_PAUSE_SECONDS = 1.0
 _MAX_PROCESSES = 4096
 _MAX_SAID = 256
+_THREADS_SECONDS = 10.0
+#: Offset of the first function in struct ibv_qp_ex, wr_atomic_cmp_swp.
+FIRST_EXTENDED = 184
 #: For the look at all processes when the agent starts.
 _START_SECONDS = 2.0
 
@@ -55,6 +59,9 @@ class Discovery:
         #: Providers that serve the devices of this node, by name; empty where the helper could not tell.
         self._wanted: set[str] = set()
         self._tries: dict[int, _Tries] = {}
+        #: Processes older than the agent: queue pairs of theirs may have the extended API, untold.
+        self._older: set[int] = set()
+        self._next_threads = 0.0
         self._said: set[tuple[str, str]] = set()
 
     def close(self) -> None:
@@ -100,12 +107,13 @@ class Discovery:
             marked = any(mark in text for mark in (b"-rdmav", b"libibverbs.so", self._devices.encode()))
             if marked and maps.descriptors_on(int(name), self._devices):
                 found.add(int(name))
+        self._older = set(found)
         return found
 
     # --- a process --------------------------------------------------------------------------------
 
     def look(self, pid: int) -> int | None:
-        """Probe the libraries of a process. Since when (epoch ns) all its posts are counted; None: they are not."""
+        """Probe the libraries of a process. Since when (epoch ns) its posts are counted; None: not."""
         try:
             mapped = maps.mappings(pid)
         except Refused as refusal:
@@ -113,17 +121,22 @@ class Discovery:
                 self._refuse(refusal.reason, str(pid), str(refusal))
             return None
         files = self._files(pid, mapped)
-        if files is None:
+        if files is None or pid in self._older:
+            self._older.discard(pid)
             file = self._from_memory(pid)
-            files = [] if file is None else [file]
+            if files is None:
+                files = [] if file is None else [file]
         since = [file.since(DATA_PATH) for file in files]
         if not since or None in since:
             return None
         return max(moment for moment in since if moment is not None)
 
     def sweep(self) -> None:
-        """Let go of what no process maps any more."""
+        """Let go of what no process maps any more, and of what threads left behind that have ended."""
         self.attachments.sweep()
+        if time.monotonic() >= self._next_threads:
+            self._next_threads = time.monotonic() + _THREADS_SECONDS
+            self.attachments.forget_threads()
         for pid, tries in list(self._tries.items()):
             if maps.start_time(pid) != tries.started:
                 del self._tries[pid]
@@ -145,7 +158,7 @@ class Discovery:
         return found if known and found else None
 
     def _libibverbs(self, pid: int, mapped: Iterable[Mapping]) -> dict[str, int] | None:
-        """Probe the process's libibverbs; how it orders a provider's functions, None where that is not known."""
+        """Probe the process's libibverbs; how it orders a provider's functions, None where unknown."""
         for mapping in mapped:
             if libraries.is_libibverbs(mapping.path):
                 try:
@@ -211,50 +224,88 @@ class Discovery:
         return None
 
     def _search(self, pid: int, descriptors: set[int]) -> File | None:
+        """Probe what the open devices in a process's memory, and their extended queue pairs, point to."""
         mapped = maps.mappings(pid, writable=True)
-        program = os.readlink(f"/proc/{pid}/exe")
+        program = str(Path(f"/proc/{pid}/exe").readlink())
         code = [
             m for m in mapped
             if m.executable_file and (libraries.provider_name(m.path) is not None or m.path == program)
         ]  # fmt: skip
         with memory.Memory(pid, mapped) as searched:
             found = memory.contexts(searched, code, descriptors)
-            if not found:
-                limit = ", as far as the limits let us look" if searched.incomplete else ""
-                raise Refused("no_context", f"no open device in its memory{limit}")
-        file = None
-        for mapping in {context.code for context in found}:
-            functions = {
-                name: {
-                    context.functions[name]
-                    for context in found
-                    if context.code == mapping and name in context.functions
-                }
-                for name in DATA_PATH
+            pairs = memory.extended(searched, found) if found else []
+        if searched.incomplete:
+            self._refuse("memory_limit", str(pid), f"process {pid}: its memory was searched in part only")
+        if not found:
+            raise Refused("no_context", "no open device in its memory")
+        addresses: dict[Mapping, dict[str, set[int]]] = {}
+        told: list[memory.Context | memory.ExtendedQueuePair] = [*found, *pairs]
+        for of in told:
+            for name, address in of.functions.items():
+                addresses.setdefault(of.code, {}).setdefault(name, set()).add(address)
+        files = [self._attach_private(pid, mapping, functions) for mapping, functions in addresses.items()]
+        return next((file for file in files if file is not None), None)
+
+    def extended(self, pid: int, addresses: Sequence[int | None]) -> int | None:
+        """Probe the functions of a queue pair of the extended API, as its ``Record.qp_ex_functions`` tells.
+
+        Since when (epoch ns) they are counted; None: they are not.
+        """
+        named = {
+            name: address
+            for name, offset in EXTENDED.items()
+            if (address := addresses[(offset - FIRST_EXTENDED) // 8]) is not None
+        }
+        try:
+            mapped = [m for m in maps.mappings(pid) if m.executable_file]
+            (mapping,) = {
+                next((m for m in mapped if m.start <= address < m.end), None) for address in named.values()
             }
-            file = self._attach_private(pid, mapping, functions) or file
-        return file
+            if mapping is None:
+                raise ValueError
+            self._attach_private(pid, mapping, {name: {address} for name, address in named.items()})
+            identity = self._identity(pid, mapping)
+        except ValueError:
+            self._refuse(
+                "no_function", str(pid), f"process {pid}: ibv_wr_* of a queue pair lies in no one file"
+            )
+            return None
+        except Refused as refusal:
+            if refusal.reason != "process_gone":
+                self._refuse(refusal.reason, str(pid), f"process {pid}: {refusal}")
+            return None
+        places = {(name, address - mapping.start + mapping.offset) for name, address in named.items()}
+        return self.attachments.since(identity.device, identity.inode, pid, places)
+
+    @staticmethod
+    def _identity(pid: int, mapping: Mapping) -> Identity:
+        descriptor = maps.open_mapped(pid, mapping)
+        try:
+            return maps.identity(descriptor)
+        finally:
+            os.close(descriptor)
 
     def _attach_private(self, pid: int, mapping: Mapping, functions: dict[str, set[int]]) -> File | None:
         """Probe addresses that the process itself named: only where functions begin, and only for itself."""
+        offsets = {
+            name: tuple(sorted(address - mapping.start + mapping.offset for address in addresses))
+            for name, addresses in functions.items()
+        }
         descriptor = maps.open_mapped(pid, mapping)
         try:
             elf = Elf(descriptor)
             starts = {elf.offset(address) for address in elf.function_starts()}
-            offsets: dict[str, tuple[int, ...]] = {}
-            for name, addresses in functions.items():
-                inside = sorted({address - mapping.start + mapping.offset for address in addresses})
-                if not starts.issuperset(inside):
+            for name, places in offsets.items():
+                if not starts.issuperset(places):
                     raise Refused(
                         "no_function", f"{name} does not point to where a function of {mapping.path} begins"
                     )
-                offsets[name] = tuple(inside)
         except Refused:
             os.close(descriptor)
             raise
         file = self.attachments.add(descriptor, mapping.path, offsets, mapped=mapping.file, pid=pid)
         if file is not None:
-            self.attachments.use(file, pid)
+            self.attachments.use(file, pid, mapping.file)
         return file
 
     def _refuse(self, reason: str, what: str, message: str) -> None:

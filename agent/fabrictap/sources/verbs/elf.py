@@ -247,7 +247,7 @@ class Elf:
             yield from _RELA.iter_unpack(self.at(address, length // _RELA.size * _RELA.size))
 
     def pointer(self, address: int) -> int | None:
-        """The address in this library that a pointer at ``address`` has once it is loaded; None if it has none."""
+        """The function in this library to which a pointer at ``address`` leads once it is loaded, or None."""
         if self._pointers is None:
             self._pointers = {}
             for place, info, addend in self._relocations():

@@ -8,6 +8,7 @@ library of the same name is an instruction's middle in another.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import os
 import re
@@ -69,10 +70,8 @@ class Libraries:
     def host(self, descriptor: int, functions: dict[str, tuple[int, ...]]) -> Library:
         """What the helper process found in a library of the host: holds for every file with this content."""
         library = Library(functions, "helper", _build_id(descriptor))
-        try:
+        with contextlib.suppress(Refused):  # known by its inode all the same
             self._of_host[_digest(descriptor)] = library
-        except Refused:
-            pass  # known by its inode all the same
         _bound(self._of_host, _MAX_CONTENTS)
         for known in (self._by_file, self._by_content):
             known.clear()
@@ -92,11 +91,9 @@ class Libraries:
         descriptor = maps.open_mapped(pid, mapping)
         try:
             identity = maps.identity(descriptor)
-            if (system := maps.file_system(pid, identity.device)) is not None:
-                if system.split(".")[0] in _UNTRUSTED_FILE_SYSTEMS:
-                    raise Refused(
-                        "fuse", f"{mapping.path} lies on a {system} file system, which could hang the agent"
-                    )
+            system = maps.file_system(pid, identity.device) or ""
+            if system.split(".")[0] in _UNTRUSTED_FILE_SYSTEMS:
+                raise Refused("fuse", f"{mapping.path} lies on {system}, which could hang the agent")
             began = time.monotonic()
             library = self._analyse(descriptor, slots, kind)
             self.spent += time.monotonic() - began
@@ -136,7 +133,9 @@ class Libraries:
 
 
 def _libibverbs(elf: Elf, build_id: str | None) -> Library:
-    entries = {name: (offset,) for name, offset in static.entry_points(elf).items()}
+    entries: dict[str, tuple[int, ...]] = {
+        name: (offset,) for name, offset in static.entry_points(elf).items()
+    }
     try:
         return Library(entries, "static", build_id, slots=static.slots(elf))
     except Refused as refusal:

@@ -92,7 +92,7 @@ def open_mapped(pid: int, mapping: Mapping) -> int:
         descriptor = _open_regular(f"/proc/{pid}/root{mapping.path}")
     except OSError as error:
         raise Refused("unreadable", f"{mapping.path}: {error.strerror}") from None
-    # The device differs between stat and maps on overlay and btrfs; a file put in its place has another inode.
+    # On overlay and btrfs stat and maps tell different devices. A file put in its place has another inode.
     if os.fstat(descriptor).st_ino != mapping.inode:
         os.close(descriptor)
         raise Refused("replaced", f"{mapping.path} is another file now")
@@ -130,7 +130,7 @@ def file_system(pid: int, device: int) -> str | None:
 
 def descriptors_on(pid: int, prefix: str) -> set[int]:
     """The process's descriptors of files whose path begins with ``prefix``."""
-    found = set()
+    found: set[int] = set()
     try:
         names = os.listdir(f"/proc/{pid}/fd")  # noqa: PTH208 - hot
     except OSError:

@@ -6,7 +6,7 @@ known by its ``cmd_fd``, which is one of the process's descriptors of /dev/infin
 functions that all lie in one executable file; an ``ibv_qp_ex`` by the address of such a context and functions
 likewise. Offsets are those of the public 64-bit ABI (libibverbs/verbs.h).
 
-What is found was written by the process and proves nothing about others: it may be used for that process only.
+What is found was written by the process and proves nothing about others: it is used for that process only.
 """
 
 from __future__ import annotations
@@ -135,7 +135,7 @@ class Memory:
 
 @dataclass(frozen=True, slots=True)
 class Context:
-    """An open device: ``address`` of the struct ibv_context, ``functions`` (address by name of OPS) in ``code``."""
+    """An open device: ``address`` of its struct ibv_context, ``functions`` (address by name) in ``code``."""
 
     address: int
     code: Mapping

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Callable, Iterable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -51,9 +52,10 @@ class Probes:
         return found
 
     def close(self) -> None:
-        """Detach everything."""
-        for link in self.links:
-            link.close()
+        """Detach everything; the kernel takes its time for each, so several at once."""
+        with ThreadPoolExecutor(8, "fabrictap-detach") as closers:
+            for link in self.links:
+                closers.submit(link.close)
         self.links.clear()
 
 
@@ -187,6 +189,21 @@ def detach(probes: Probes, attachments: Iterable[Attachment]) -> list[Link]:
         probes.attached[attachment.program] -= 1
         links.append(attachment.link)
     return links
+
+
+def forget_threads(probes: Probes) -> int:
+    """Delete the entries of threads that have ended from the maps that are kept by thread; how many."""
+    deleted = 0
+    # The thread's id is the lower half of bpf_get_current_pid_tgid(): struct ft_call_key and ft_batch_key.
+    for name, at in (("calls", 0), ("batches", 8)):
+        table = probes.object.map(name)
+        for keys, _, count in table.batches():
+            for index in range(count):
+                key = keys[16 * index : 16 * index + 16]
+                thread = int.from_bytes(key[at : at + 4], "little")
+                if not Path(f"/proc/{thread}").exists():
+                    deleted += table.delete(key)
+    return deleted
 
 
 def _programs(name: str, *, bounded: bool) -> list[tuple[str, bool]]:

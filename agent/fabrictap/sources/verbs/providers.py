@@ -64,10 +64,12 @@ class Place(msgspec.Struct, frozen=True):
 
 
 class Report(msgspec.Struct):
-    """What the helper found. ``problems``: RDMA device (or library) -> why its functions are unknown."""
+    """What the helper found. ``problems``: RDMA device (or library) -> why its functions are unknown.
+    ``pid`` was the helper's: what it made and destroyed meanwhile is nobody's traffic."""
 
     places: list[Place]
     problems: dict[str, str]
+    pid: int = 0
 
 
 @dataclass(frozen=True, slots=True)

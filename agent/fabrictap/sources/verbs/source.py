@@ -21,6 +21,7 @@ from fabrictap.ext.records import (
     PROCESS_EXITED,
     QP_CREATED,
     QP_DESTROYED,
+    QP_EXTENDED,
     QP_MODIFIED,
     Post,
     PostKey,
@@ -66,6 +67,8 @@ class Sample:
     processes: list[Process] = field(default_factory=list)
     #: pid -> since when (epoch ns) its provider library is probed; None where it is not.
     instrumented: dict[int, int | None] = field(default_factory=dict)
+    #: (device, qpn) -> since when (epoch ns) its posts by ibv_wr_* are seen.
+    extended: dict[tuple[str, int], int] = field(default_factory=dict)
     gone: list[int] = field(default_factory=list)
     losses: dict[str, int] = field(default_factory=dict)
     #: The probes were loaded anew before this sample: their counters start at 0.
@@ -97,6 +100,8 @@ class Verbs:
         self._device_of: dict[bytes, str] = {}
         self._devices: set[str] = set()
         self._discovery: Discovery | None = None
+        #: The helper process: what it opened and made is not told.
+        self._helper: int | None = None
         self._known: dict[int, int | None] = {}
         self._unresolved: set[int] = set()
         self._anew = False
@@ -176,7 +181,7 @@ class Verbs:
             batches += [probes.records.poll(0) for probes in loaded[1:]]
         except BpfError as error:
             raise SourceUnavailable(f"the BPF ring buffer cannot be read: {error}") from None
-        records = [record for batch in batches for record in decode(batch)]
+        records = [r for batch in batches for r in decode(batch) if r.pid != self._helper]
         # Of several buffers; and an end is told when it is done, with the time at which it began.
         records.sort(key=lambda record: record.time_ns)
         return self._uverbs.place(records)
@@ -210,6 +215,7 @@ class Verbs:
             return False
         for device, problem in report.problems.items():
             self._trouble(f"provider of {device}", f"{problem}: its posts are not counted")
+        self._helper = report.pid or None
         self._discovery.host(report.places)
         return True
 
@@ -262,8 +268,14 @@ class Verbs:
             sample.processes.append(read_process(pid, comm))
             since = self._discovery.look(pid) if self._discovery is not None else None
             self._known[pid] = sample.instrumented[pid] = since
-        if sample.posts is not None and self._discovery is not None:
-            self._discovery.sweep()
+        if self._discovery is not None:
+            for record in sample.records:
+                if record.kind == QP_EXTENDED:
+                    since = self._discovery.extended(record.pid, record.qp_ex_functions)
+                    if since is not None:
+                        sample.extended[record.device, record.qpn] = since
+            if sample.posts is not None:
+                self._discovery.sweep()
         now = time.monotonic()
         if now >= self._next_reap:
             self._next_reap = now + _REAP_SECONDS
@@ -288,6 +300,7 @@ class Verbs:
         for process in sample.processes:
             self._ledger.processes.put(process)
         self._control_fold.instrumented.update(sample.instrumented)
+        self._control_fold.extended = sample.extended
         if self._discovery is not None:
             self._post_fold.probed_since_ns = self._discovery.attachments.newest_ns
         posts = self._post_fold.take(sample.posts or [])

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import re
 import struct
+from dataclasses import dataclass
 
 from fabrictap.sources.verbs.elf import EM_X86_64, Elf, Refused
 from fabrictap.sources.verbs.providers import EXPORTED
@@ -27,7 +28,11 @@ _MAX_CALLS = 64
 _LOOK_BACK = 96  # bytes before a call in which its second argument is loaded
 _MAX_TABLE = 4096
 
-_RAX, _RSP, _RBP, _RSI, _RDI = 0, 4, 5, 6, 7
+_RSP, _RBP, _RSI, _RDI = 4, 5, 6, 7
+_TEST, _STORE, _LOAD, _RET = 0x85, 0x89, 0x8B, 0xC3
+_REGISTER = 3  # mode of an operand that is no memory
+_DISPLACEMENT = {0: "<", 1: "<b", 2: "<i"}
+_JUMP_LENGTH = {b"\x74": 2, b"\x0f\x84": 6}  # je, with 8 and with 32 bits
 _ENDBR64 = b"\xf3\x0f\x1e\xfa"
 _LOAD_SECOND_ARGUMENT = b"\x48\x8d\x35"  # lea disp32(%rip),%rsi
 _JUMP_THROUGH = re.compile(rb"\xff\x25", re.DOTALL)  # jmp *disp32(%rip)
@@ -58,6 +63,17 @@ def slots(libibverbs: Elf) -> dict[str, int]:
     return found
 
 
+@dataclass(frozen=True, slots=True)
+class _Instruction:
+    """One of mov and test between 64-bit registers and memory. ``offset`` is None without memory."""
+
+    operation: int
+    register: int
+    base: int
+    offset: int | None
+    length: int
+
+
 def _copies(code: bytes) -> tuple[set[tuple[int, int]], set[int]]:
     """(offset in the second argument, offset in the first) of every pointer that straight-line code copies;
     and the offsets in the first argument that it reads.
@@ -66,68 +82,59 @@ def _copies(code: bytes) -> tuple[set[tuple[int, int]], set[int]]:
     is taken as it stands. Anything else than what compilers make of verbs_set_ops is refused.
     """
     # What a register holds: ("argument", which) or ("loaded", offset in the second argument).
-    held: dict[int, tuple[str, int]] = {_RDI: ("argument", 0), _RSI: ("argument", 1)}
+    held: dict[int, tuple[str, int] | None] = {_RDI: ("argument", 0), _RSI: ("argument", 1)}
     found: set[tuple[int, int]] = set()
     read: set[int] = set()
     at = len(_ENDBR64) if code.startswith(_ENDBR64) else 0
-    while at < len(code):
-        first = code[at]
-        if first == 0xC3:  # ret
-            return found, read
-        if first == 0x74:  # je rel8
-            at += 2
+    while at < len(code) and code[at] != _RET:
+        if (
+            skipped := _JUMP_LENGTH.get(code[at : at + 1]) or _JUMP_LENGTH.get(code[at : at + 2])
+        ) is not None:
+            at += skipped
             continue
-        if code[at : at + 2] == b"\x0f\x84":  # je rel32
-            at += 6
-            continue
-        if not 0x48 <= first <= 0x4F or at + 3 > len(code):
+        one = _decode(code, at)
+        if one is None:
             break
-        operation, modrm = code[at + 1], code[at + 2]
-        register = modrm >> 3 & 7 | (first & 4) << 1
-        base = modrm & 7 | (first & 1) << 3
-        mode = modrm >> 6
-        length = 3
-        displacement = 0
-        if mode != 3:
-            if modrm & 7 == _RSP or (mode == 0 and modrm & 7 == _RBP):
-                break  # SIB or rip-relative
-            try:
-                if mode == 1:
-                    (displacement,) = struct.unpack_from("<b", code, at + 3)
-                    length = 4
-                elif mode == 2:
-                    (displacement,) = struct.unpack_from("<i", code, at + 3)
-                    length = 7
-            except struct.error:
-                break
-        if operation == 0x85 and mode == 3:  # test
-            pass
-        elif operation == 0x89 and mode == 3:  # mov register,base
-            _assign(held, base, held.get(register))
-        elif operation == 0x8B and mode == 3:  # mov base,register
-            _assign(held, register, held.get(base))
-        elif operation == 0x8B:  # mov displacement(base),register
-            source = held.get(base)
-            if source == ("argument", 0):
-                read.add(displacement)
-            _assign(held, register, ("loaded", displacement) if source == ("argument", 1) else None)
-        elif operation == 0x89:  # mov register,displacement(base)
-            what = held.get(register)
-            if held.get(base) == ("argument", 0) and what is not None and what[0] == "loaded":
-                found.add((what[1], displacement))
+        at += one.length
+        if one.operation == _TEST:
+            continue
+        if one.offset is None:
+            source, target = (one.register, one.base) if one.operation == _STORE else (one.base, one.register)
+            held[target] = held.get(source)
+        elif one.operation == _LOAD:
+            source_of = held.get(one.base)
+            held[one.register] = ("loaded", one.offset) if source_of == ("argument", 1) else None
+            if source_of == ("argument", 0):
+                read.add(one.offset)
         else:
-            break
-        at += length
-    raise Refused(
-        "setter_not_understood", f"verbs_set_ops: instruction {code[at : at + 8].hex(' ')} at +{at:#x}"
-    )
+            what = held.get(one.register)
+            if held.get(one.base) == ("argument", 0) and what is not None and what[0] == "loaded":
+                found.add((what[1], one.offset))
+    if at >= len(code) or code[at] != _RET:
+        raise Refused("setter_not_understood", f"verbs_set_ops: {code[at : at + 8].hex(' ')} at +{at:#x}")
+    return found, read
 
 
-def _assign(held: dict[int, tuple[str, int]], register: int, what: tuple[str, int] | None) -> None:
-    if what is None:
-        held.pop(register, None)
-    else:
-        held[register] = what
+def _decode(code: bytes, at: int) -> _Instruction | None:
+    """A mov or test with REX.W and without SIB byte (Intel SDM, volume 2, chapter 2); None for any other."""
+    if at + 3 > len(code) or not 0x48 <= code[at] <= 0x4F or code[at] & 2:
+        return None
+    prefix, operation, modrm = code[at : at + 3]
+    mode, base = modrm >> 6, modrm & 7
+    if operation not in (_TEST, _STORE, _LOAD) or (operation == _TEST and mode != _REGISTER):
+        return None
+    register = modrm >> 3 & 7 | (prefix & 4) << 1
+    offset: int | None = None
+    length = 3
+    if mode != _REGISTER:
+        if base == _RSP or (mode == 0 and base == _RBP):  # SIB, or relative to the instruction
+            return None
+        form = _DISPLACEMENT[mode]
+        if at + 3 + struct.calcsize(form) > len(code):
+            return None
+        offset = int(struct.unpack_from(form, code, at + 3)[0]) if mode else 0
+        length += struct.calcsize(form)
+    return _Instruction(operation, register, base | (prefix & 1) << 3, offset, length)
 
 
 def is_provider(library: Elf) -> bool:

@@ -60,6 +60,35 @@ static __always_inline __u64 count_wr(struct ft_post_key *key, __u64 address)
 	return wr.next;
 }
 
+/* What the requests to a QP or SRQ, at a user address, are counted under; false where it cannot be read. */
+static __always_inline bool key_of(struct ft_post_key *key, __u8 queue, __u64 address)
+{
+	key->tgid = bpf_get_current_pid_tgid() >> 32;
+	key->queue = queue;
+	if (queue == FT_QUEUE_SHARED_RECEIVE) {
+		struct user_srq srq;
+
+		if (bpf_probe_read_user(&srq, sizeof(srq), (void *)address))
+			goto unreadable;
+		key->context = srq.context;
+		key->qpn = srq.handle;
+	} else {
+		struct user_qp qp;
+
+		if (bpf_probe_read_user(&qp, sizeof(qp), (void *)address))
+			goto unreadable;
+		key->context = qp.context;
+		key->qpn = qp.qp_num;
+		key->qp_type = qp.qp_type;
+	}
+	if (queue != FT_QUEUE_SEND)
+		key->operation = FT_OPERATION_RECV;
+	return true;
+unreadable:
+	lose(FT_LOSS_FAULT);
+	return false;
+}
+
 /* ``end`` is the first request that the provider refused, 0 if it took all. */
 struct walk {
 	struct ft_post_key key;
@@ -74,112 +103,94 @@ static __noinline long step(__u32 index, struct walk *walk)
 	return !walk->next || walk->next == walk->end;
 }
 
-static __always_inline int count_chain(struct walk *walk, bool loop)
+/* Where the chain of a call that returns now begins and ends; false where nothing is to be counted. */
+static __always_inline bool taken(struct pt_regs *ctx, struct call *call, __u64 *end)
 {
-	if (!walk->next || walk->next == walk->end || step(0, walk))
-		return 0;
-	if (loop) {
-		bpf_loop(MAX_CHAIN, step, walk, 0);
-	} else {
-		for (int i = 1; i < MAX_CHAIN_BOUNDED; i++)
-			if (step(i, walk))
-				return 0;
+	*end = 0;
+	if (!(int)PT_REGS_RC(ctx))
+		return call->wr;
+	if (bpf_probe_read_user(end, sizeof(*end), (void *)call->bad_wr)) {
+		lose(FT_LOSS_FAULT);
+		return false;
 	}
-	if (walk->next && walk->next != walk->end)
+	return call->wr && call->wr != *end;
+}
+
+static __always_inline int posted(struct pt_regs *ctx, __u8 queue)
+{
+	struct walk walk = {};
+	struct call call;
+
+	if (!leave(queue, &call) || !taken(ctx, &call, &walk.end) || !key_of(&walk.key, queue, call.queue))
+		return 0;
+	walk.next = call.wr;
+	if (step(0, &walk))
+		return 0;
+	bpf_loop(MAX_CHAIN, step, &walk, 0);
+	if (walk.next && walk.next != walk.end)
 		lose(FT_LOSS_CHAIN);
 	return 0;
 }
 
-/* Where the chain of a call that returns now begins and ends; false where nothing is to be counted. */
-static __always_inline bool taken(struct pt_regs *ctx, __u64 function, struct call *call, struct walk *walk)
+/* For the kernels without bpf_loop. Not static: the verifier looks at it once, not at each step of the loop. */
+__noinline __u64 count_one(__u64 address, __u64 wr, __u32 queue)
 {
-	if (!leave(function, call))
-		return false;
-	walk->key.tgid = bpf_get_current_pid_tgid() >> 32;
-	walk->next = call->wr;
-	if (!(int)PT_REGS_RC(ctx))
-		return true;
-	if (bpf_probe_read_user(&walk->end, sizeof(walk->end), (void *)call->bad_wr)) {
-		lose(FT_LOSS_FAULT);
-		return false;
-	}
-	return true;
+	struct ft_post_key key = {};
+
+	return key_of(&key, queue, address) ? count_wr(&key, wr) : 0;
 }
 
-static __always_inline int queue_posted(struct pt_regs *ctx, __u8 queue, bool loop)
+static __always_inline int posted_bounded(struct pt_regs *ctx, __u8 queue)
 {
-	struct walk walk = {};
-	struct user_qp qp;
 	struct call call;
+	__u64 next, end;
 
-	if (!taken(ctx, queue == FT_QUEUE_SEND ? CALL_SEND : CALL_RECEIVE, &call, &walk))
+	if (!leave(queue, &call) || !taken(ctx, &call, &end))
 		return 0;
-	if (bpf_probe_read_user(&qp, sizeof(qp), (void *)call.queue)) {
-		lose(FT_LOSS_FAULT);
-		return 0;
+	next = call.wr;
+	for (int i = 0; i < MAX_CHAIN_BOUNDED; i++) {
+		next = count_one(call.queue, next, queue);
+		if (!next || next == end)
+			return 0;
 	}
-	walk.key.context = qp.context;
-	walk.key.qpn = qp.qp_num;
-	walk.key.qp_type = qp.qp_type;
-	walk.key.queue = queue;
-	if (queue != FT_QUEUE_SEND)
-		walk.key.operation = FT_OPERATION_RECV;
-	return count_chain(&walk, loop);
-}
-
-static __always_inline int shared_queue_posted(struct pt_regs *ctx, bool loop)
-{
-	struct walk walk = {};
-	struct user_srq srq;
-	struct call call;
-
-	if (!taken(ctx, CALL_SHARED_RECEIVE, &call, &walk))
-		return 0;
-	if (bpf_probe_read_user(&srq, sizeof(srq), (void *)call.queue)) {
-		lose(FT_LOSS_FAULT);
-		return 0;
-	}
-	walk.key.context = srq.context;
-	walk.key.qpn = srq.handle;
-	walk.key.queue = FT_QUEUE_SHARED_RECEIVE;
-	walk.key.operation = FT_OPERATION_RECV;
-	return count_chain(&walk, loop);
+	lose(FT_LOSS_CHAIN);
+	return 0;
 }
 
 SEC("uprobe")
 int post_send(struct pt_regs *ctx)
 {
-	return enter(CALL_SEND, PT_REGS_PARM1(ctx), PT_REGS_PARM2(ctx), PT_REGS_PARM3(ctx));
+	return enter(FT_QUEUE_SEND, PT_REGS_PARM1(ctx), PT_REGS_PARM2(ctx), PT_REGS_PARM3(ctx));
 }
 
 SEC("uprobe")
 int post_recv(struct pt_regs *ctx)
 {
-	return enter(CALL_RECEIVE, PT_REGS_PARM1(ctx), PT_REGS_PARM2(ctx), PT_REGS_PARM3(ctx));
+	return enter(FT_QUEUE_RECEIVE, PT_REGS_PARM1(ctx), PT_REGS_PARM2(ctx), PT_REGS_PARM3(ctx));
 }
 
 SEC("uprobe")
 int post_srq_recv(struct pt_regs *ctx)
 {
-	return enter(CALL_SHARED_RECEIVE, PT_REGS_PARM1(ctx), PT_REGS_PARM2(ctx), PT_REGS_PARM3(ctx));
+	return enter(FT_QUEUE_SHARED_RECEIVE, PT_REGS_PARM1(ctx), PT_REGS_PARM2(ctx), PT_REGS_PARM3(ctx));
 }
 
 SEC("uretprobe")
 int post_send_return(struct pt_regs *ctx)
 {
-	return queue_posted(ctx, FT_QUEUE_SEND, true);
+	return posted(ctx, FT_QUEUE_SEND);
 }
 
 SEC("uretprobe")
 int post_recv_return(struct pt_regs *ctx)
 {
-	return queue_posted(ctx, FT_QUEUE_RECEIVE, true);
+	return posted(ctx, FT_QUEUE_RECEIVE);
 }
 
 SEC("uretprobe")
 int post_srq_recv_return(struct pt_regs *ctx)
 {
-	return shared_queue_posted(ctx, true);
+	return posted(ctx, FT_QUEUE_SHARED_RECEIVE);
 }
 
 /* The same for kernels without bpf_loop. */
@@ -187,19 +198,19 @@ int post_srq_recv_return(struct pt_regs *ctx)
 SEC("uretprobe")
 int post_send_return_bounded(struct pt_regs *ctx)
 {
-	return queue_posted(ctx, FT_QUEUE_SEND, false);
+	return posted_bounded(ctx, FT_QUEUE_SEND);
 }
 
 SEC("uretprobe")
 int post_recv_return_bounded(struct pt_regs *ctx)
 {
-	return queue_posted(ctx, FT_QUEUE_RECEIVE, false);
+	return posted_bounded(ctx, FT_QUEUE_RECEIVE);
 }
 
 SEC("uretprobe")
 int post_srq_recv_return_bounded(struct pt_regs *ctx)
 {
-	return shared_queue_posted(ctx, false);
+	return posted_bounded(ctx, FT_QUEUE_SHARED_RECEIVE);
 }
 
 /*

@@ -27,9 +27,10 @@ struct built {
 	__u8 padding[5];
 };
 
+/* The last MAX_BUILT of ``count`` messages; those before are in the counters already. */
 struct batch {
 	__u32 count;
-	__u32 counted;	/* messages that are in the counters already, because there were too many */
+	__u32 padding;
 	struct built messages[MAX_BUILT];
 };
 
@@ -66,16 +67,23 @@ static __always_inline struct built *current_message(struct pt_regs *ctx)
 	return &batch->messages[last & (MAX_BUILT - 1)];
 }
 
-/* Counts what is built of a queue pair. Not static: the verifier looks at it once. */
-__noinline int count_batch(__u64 address)
+/*
+ * Counts one message of the batch of a queue pair. Not static: the verifier looks at a global function once, and
+ * not at each of the calls of a loop.
+ */
+__noinline int count_built(__u64 address, __u32 index)
 {
 	struct ft_batch_key of = batch_of(address);
 	struct batch *batch = bpf_map_lookup_elem(&batches, &of);
 	struct ft_post_key key = {};
+	struct message message = {};
+	struct built *built;
+	struct ft_post *post;
 	struct user_qp qp;
 
 	if (!batch)
 		return 0;
+	built = &batch->messages[index & (MAX_BUILT - 1)];
 	if (bpf_probe_read_user(&qp, sizeof(qp), (void *)address)) {
 		lose(FT_LOSS_FAULT);
 		return 0;
@@ -85,22 +93,16 @@ __noinline int count_batch(__u64 address)
 	key.qpn = qp.qp_num;
 	key.qp_type = qp.qp_type;
 	key.queue = FT_QUEUE_SEND;
-	for (int i = 0; i < MAX_BUILT && i < batch->count; i++) {
-		struct built *built = &batch->messages[i];
-		struct message message = { built->bytes, built->sges, built->inlined, built->signaled };
-		struct ft_post *post;
-
-		key.operation = built->operation;
-		key.address_handle = 0;
-		key.peer_qpn = 0;
-		if (key.qp_type == USER_QPT_UD)
-			to_peer(&key, built->ah, built->peer_qpn);
-		post = post_of(&key);
-		if (post)
-			add_message(post, &message);
-	}
-	batch->counted += batch->count;
-	batch->count = 0;
+	key.operation = built->operation;
+	if (key.qp_type == USER_QPT_UD)
+		to_peer(&key, built->ah, built->peer_qpn);
+	message.bytes = built->bytes;
+	message.sges = built->sges;
+	message.inlined = built->inlined;
+	message.signaled = built->signaled;
+	post = post_of(&key);
+	if (post)
+		add_message(post, &message);
 	return 0;
 }
 
@@ -121,16 +123,17 @@ static __always_inline int build(struct pt_regs *ctx, __u8 operation)
 		if (!batch)
 			return 0;
 	}
-	if (batch->count >= MAX_BUILT)
-		count_batch(key.qp_ex);
+	if (batch->count >= MAX_BUILT) /* the oldest makes room; it has all its data */
+		count_built(key.qp_ex, batch->count);
 	if (bpf_probe_read_user(&flags, sizeof(flags), (void *)(key.qp_ex + USER_QP_EX_WR_FLAGS)))
 		lose(FT_LOSS_FAULT);
-	next = batch->count & (MAX_BUILT - 1);
+	next = batch->count;
+	batch->count = next + 1;
+	next &= MAX_BUILT - 1;
 	built = &batch->messages[next];
 	__builtin_memset(built, 0, sizeof(*built));
 	built->operation = operation;
 	built->signaled = !!(flags & USER_SEND_SIGNALED);
-	batch->count = next + 1;
 	return 0;
 }
 
@@ -141,7 +144,7 @@ static __always_inline int discard(const struct ft_batch_key *key)
 
 	if (!batch)
 		return 0;
-	if (batch->counted)
+	if (batch->count > MAX_BUILT)
 		lose(FT_LOSS_BATCH);
 	bpf_map_delete_elem(&batches, key);
 	return 0;
@@ -254,14 +257,21 @@ SEC("uretprobe")
 int wr_complete_return(struct pt_regs *ctx)
 {
 	struct ft_batch_key key;
+	struct batch *batch;
 	struct call call;
+	__u32 count;
 
 	if (!leave(CALL_COMPLETE, &call))
 		return 0;
 	key = batch_of(call.queue);
 	if ((int)PT_REGS_RC(ctx))
 		return discard(&key);
-	count_batch(key.qp_ex);
+	batch = bpf_map_lookup_elem(&batches, &key);
+	if (!batch)
+		return 0;
+	count = batch->count < MAX_BUILT ? batch->count : MAX_BUILT;
+	for (int i = 0; i < MAX_BUILT && i < count; i++)
+		count_built(key.qp_ex, i);
 	bpf_map_delete_elem(&batches, &key);
 	return 0;
 }

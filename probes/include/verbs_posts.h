@@ -170,7 +170,7 @@ static __always_inline void to_peer(struct ft_post_key *key, __u64 handle, __u32
  */
 struct ft_call_key {
 	__u64 thread;
-	__u64 function;
+	__u64 function;	/* FT_QUEUE_SEND and so on, or CALL_COMPLETE */
 };
 
 struct call {
@@ -186,7 +186,7 @@ struct {
 	__type(value, struct call);
 } calls SEC(".maps");
 
-enum { CALL_SEND, CALL_RECEIVE, CALL_SHARED_RECEIVE, CALL_COMPLETE };
+#define CALL_COMPLETE 3	/* beside FT_QUEUE_SEND and so on */
 
 static __always_inline int enter(__u64 function, __u64 queue, __u64 wr, __u64 bad_wr)
 {

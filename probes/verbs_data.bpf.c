@@ -116,20 +116,34 @@ static __always_inline bool taken(struct pt_regs *ctx, struct call *call, __u64 
 	return call->wr && call->wr != *end;
 }
 
-static __always_inline int posted(struct pt_regs *ctx, __u8 queue)
+static __always_inline int count_chain(__u8 queue, __u64 address, __u64 first, __u64 end)
 {
-	struct walk walk = {};
-	struct call call;
+	struct walk walk = { .next = first, .end = end };
 
-	if (!leave(queue, &call) || !taken(ctx, &call, &walk.end) || !key_of(&walk.key, queue, call.queue))
-		return 0;
-	walk.next = call.wr;
-	if (step(0, &walk))
+	if (!key_of(&walk.key, queue, address) || step(0, &walk))
 		return 0;
 	bpf_loop(MAX_CHAIN, step, &walk, 0);
 	if (walk.next && walk.next != walk.end)
 		lose(FT_LOSS_CHAIN);
 	return 0;
+}
+
+static __always_inline int posted(struct pt_regs *ctx, __u8 queue)
+{
+	struct call call;
+	__u64 end;
+
+	if (!leave(queue, &call) || !taken(ctx, &call, &end))
+		return 0;
+	return count_chain(queue, call.queue, call.wr, end);
+}
+
+/* Where the kernel's return probes are not safe (probes.py): all of the chain, whatever the provider takes. */
+static __always_inline int offered(struct pt_regs *ctx, __u8 queue)
+{
+	__u64 first = PT_REGS_PARM2(ctx);
+
+	return first ? count_chain(queue, PT_REGS_PARM1(ctx), first, 0) : 0;
 }
 
 /* For the kernels without bpf_loop. Not static: the verifier looks at it once, not at each step of the loop. */
@@ -211,6 +225,26 @@ SEC("uretprobe")
 int post_srq_recv_return_bounded(struct pt_regs *ctx)
 {
 	return posted_bounded(ctx, FT_QUEUE_SHARED_RECEIVE);
+}
+
+/* The same at the entry alone. */
+
+SEC("uprobe")
+int post_send_entry(struct pt_regs *ctx)
+{
+	return offered(ctx, FT_QUEUE_SEND);
+}
+
+SEC("uprobe")
+int post_recv_entry(struct pt_regs *ctx)
+{
+	return offered(ctx, FT_QUEUE_RECEIVE);
+}
+
+SEC("uprobe")
+int post_srq_recv_entry(struct pt_regs *ctx)
+{
+	return offered(ctx, FT_QUEUE_SHARED_RECEIVE);
 }
 
 /*

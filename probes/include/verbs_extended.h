@@ -253,27 +253,40 @@ int wr_complete(struct pt_regs *ctx)
 	return enter(CALL_COMPLETE, PT_REGS_PARM1(ctx), 0, 0);
 }
 
-SEC("uretprobe")
-int wr_complete_return(struct pt_regs *ctx)
+static __always_inline int completed(__u64 address)
 {
-	struct ft_batch_key key;
-	struct batch *batch;
-	struct call call;
+	struct ft_batch_key key = batch_of(address);
+	struct batch *batch = bpf_map_lookup_elem(&batches, &key);
 	__u32 count;
 
-	if (!leave(CALL_COMPLETE, &call))
-		return 0;
-	key = batch_of(call.queue);
-	if ((int)PT_REGS_RC(ctx))
-		return discard(&key);
-	batch = bpf_map_lookup_elem(&batches, &key);
 	if (!batch)
 		return 0;
 	count = batch->count < MAX_BUILT ? batch->count : MAX_BUILT;
 	for (int i = 0; i < MAX_BUILT && i < count; i++)
-		count_built(key.qp_ex, i);
+		count_built(address, i);
 	bpf_map_delete_elem(&batches, &key);
 	return 0;
+}
+
+SEC("uretprobe")
+int wr_complete_return(struct pt_regs *ctx)
+{
+	struct ft_batch_key key;
+	struct call call;
+
+	if (!leave(CALL_COMPLETE, &call))
+		return 0;
+	if (!(int)PT_REGS_RC(ctx))
+		return completed(call.queue);
+	key = batch_of(call.queue);
+	return discard(&key);
+}
+
+/* Where the kernel's return probes are not safe. */
+SEC("uprobe")
+int wr_complete_entry(struct pt_regs *ctx)
+{
+	return completed(PT_REGS_PARM1(ctx));
 }
 
 SEC("uprobe")

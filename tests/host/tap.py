@@ -33,8 +33,9 @@ class Tap:
         event_buffer: int = 1 << 20,
         *,
         bounded: bool = False,
+        returns: bool | None = True,
     ) -> None:
-        self.probes = load_data(post_memory, event_buffer, bounded=bounded)
+        self.probes = load_data(post_memory, event_buffer, bounded=bounded, returns=returns)
         if double is not None:
             for function in (*FUNCTIONS, "create_ah"):
                 attach_place(self.probes, double.place(function))

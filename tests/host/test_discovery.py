@@ -31,7 +31,7 @@ class Agent:
     def __init__(self, devices: str = "/dev/infiniband/uverbs") -> None:
         self.tap = Tap(None)
         self.errors: dict[str, int] = {}
-        self.attachments = Attachments(self.tap.probes)
+        self.attachments = Attachments(self.tap.probes, self.errors)
         self.discovery = Discovery(self.attachments, self.errors, devices)
 
     def close(self) -> None:

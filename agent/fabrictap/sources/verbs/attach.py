@@ -21,12 +21,12 @@ import os
 import struct
 import time
 from collections.abc import Container, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from fabrictap.ext.bpf import BpfError
 from fabrictap.sources.verbs import maps
+from fabrictap.sources.verbs.detach import Detaching
 from fabrictap.sources.verbs.probes import Attachment, Probes, attach_function, detach, forget_threads
 
 _log = logging.getLogger(__name__)
@@ -35,8 +35,7 @@ _PAGE = mmap.PAGESIZE
 _FRAME = (1 << 55) - 1
 #: For one look at all processes whether they map what is about to be detached.
 _SEARCH_SECONDS = 0.25
-#: Detachments that wait for the kernel at a time.
-_CLOSERS = 8
+_CLOSE_SECONDS = 2.0
 
 #: st_dev and inode; of what was found in a process's memory also its pid, else 0.
 Key = tuple[int, int, int]
@@ -77,19 +76,18 @@ class File:
 
 
 class Attachments:
-    """All that is attached of one loaded data path. ``limit`` bounds files, and so descriptors."""
+    """All that is attached of one loaded data path. ``limit`` bounds files, and so descriptors; ``refused``
+    counts by reason what was not attached."""
 
-    def __init__(self, probes: Probes, limit: int = 512) -> None:
+    def __init__(self, probes: Probes, refused: dict[str, int], limit: int = 512) -> None:
         self._probes = probes
         self._limit = limit
         self._files: dict[Key, File] = {}
         #: Every key, aliases too, of the files in ``_files``.
         self._known: dict[Key, File] = {}
         #: Files that are being let go, by key.
-        self._closing: dict[Key, tuple[File, list[Future[None]]]] = {}
-        self._closers = ThreadPoolExecutor(_CLOSERS, "fabrictap-detach")
-        #: Why places were not attached, by reason.
-        self.refused: dict[str, int] = {}
+        self._closing: dict[Key, tuple[File, Detaching]] = {}
+        self.refused = refused
         self.attached = 0
         self.detached = 0
 
@@ -180,7 +178,7 @@ class Attachments:
     def sweep(self) -> list[int]:
         """Detach what nobody maps any more; the pids that turned out to map something after all."""
         for file, closed in list(self._closing.values()):
-            if all(future.done() for future in closed):
+            if closed.done():
                 self._finish(file)
         idle = []
         for file in self:
@@ -207,11 +205,14 @@ class Attachments:
         return forget_threads(self._probes)
 
     def close(self) -> None:
-        """Let go of everything; waits for it."""
+        """Let go of everything; what takes longer than a moment goes on by itself."""
         for file in list(self._files.values()):
             self._detach(file)
-        self.settle()
-        self._closers.shutdown()
+        deadline = time.monotonic() + _CLOSE_SECONDS
+        for file, detaching in self._closing.values():
+            detaching.wait(max(0.0, deadline - time.monotonic()))
+            os.close(file.descriptor)
+        self._closing.clear()
 
     def _attach(self, file: File, wanted: set[tuple[str, int]]) -> None:
         for name, offset in sorted(wanted - file.places.keys()):
@@ -219,15 +220,14 @@ class Attachments:
             try:
                 made = attach_function(self._probes, name, file.descriptor, offset, file.key[2])
             except (BpfError, OSError) as error:
-                self._refuse("kernel")
+                self._refuse("attach")
                 _log.warning("cannot count %s in %s: %s", name, file.path, error)
             file.places[name, offset] = Probed(made, time.time_ns())
             self.attached += len(made)
 
     def _detach(self, file: File) -> None:
         links = [link for probed in file.places.values() for link in detach(self._probes, probed.attachments)]
-        # The kernel waits for all processors each time, but for several links at once if asked so.
-        self._closing[file.key] = file, [self._closers.submit(link.close) for link in links]
+        self._closing[file.key] = file, Detaching(links)
         self.detached += len(links)
         del self._files[file.key]
         for key in (file.key, *file.aliases):
@@ -235,7 +235,7 @@ class Attachments:
 
     def _finish(self, file: File) -> None:
         """Wait until nothing of a file that is being let go counts any more."""
-        wait(self._closing.pop(file.key)[1])
+        self._closing.pop(file.key)[1].wait()
         os.close(file.descriptor)
 
     def settle(self) -> None:

@@ -185,6 +185,11 @@ class Discovery:
         return self._attach(pid, mapping, library)
 
     def _attach(self, pid: int, mapping: Mapping, library: Library) -> File | None:
+        identity = maps.mapped_identity(pid, mapping)
+        known = self.attachments.find(identity.device, identity.inode) if identity is not None else None
+        if known is not None and known.since(library.functions) is not None:
+            self.attachments.use(known, pid, mapping.file)
+            return known
         if library.refusal is not None:
             self._refuse(library.refusal[0], mapping.path, f"{mapping.path}: {library.refusal[1]}")
             if not library.functions:

@@ -5,12 +5,13 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Callable, Iterable
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from fabrictap.ext.bpf import BpfError, KernelTypes, Link, Object, RingBuffer, has_bpf_loop, possible_cpus
 from fabrictap.ext.records import LOSSES, POST_KEY_SIZE, POST_SIZE, RECORD_SIZE, sum_per_cpu
+from fabrictap.sources.verbs import returns as return_probes
+from fabrictap.sources.verbs.detach import Detaching
 from fabrictap.sources.verbs.providers import DATA_PATH, EXPORTED, EXTENDED, Place, entry
 
 _log = logging.getLogger(__name__)
@@ -24,6 +25,7 @@ _ESSENTIAL = {
     "syscall": ("syscall_ioctl_enter", "syscall_ioctl_exit"),
 }
 _MAX_POST_KEYS = 16384
+_CLOSE_SECONDS = 2.0
 
 
 class ProbesUnavailable(Exception):  # noqa: N818 - a state of the node
@@ -37,7 +39,9 @@ class Probes:
     object: Object
     method: str
     records: RingBuffer
+    #: Which programs stand for a function of a library, see :func:`load_data`.
     bounded: bool = False
+    returns: bool = True
     attached: dict[str, int] = field(default_factory=dict)
     refused: dict[str, str] = field(default_factory=dict)
     links: list[Link] = field(default_factory=list)
@@ -52,10 +56,8 @@ class Probes:
         return found
 
     def close(self) -> None:
-        """Detach everything; the kernel takes its time for each, so several at once."""
-        with ThreadPoolExecutor(8, "fabrictap-detach") as closers:
-            for link in self.links:
-                closers.submit(link.close)
+        """Detach everything; what takes long goes on by itself."""
+        Detaching(self.links).wait(_CLOSE_SECONDS)
         self.links.clear()
 
 
@@ -126,15 +128,21 @@ def load_connection_manager(event_buffer: int) -> Probes:
     return probes
 
 
-def load_data(post_memory: int, event_buffer: int, *, bounded: bool = False) -> Probes:
+def load_data(
+    post_memory: int, event_buffer: int, *, bounded: bool = False, returns: bool | None = None
+) -> Probes:
     """Load the data path; nothing is attached yet. Raises ProbesUnavailable.
 
     ``post_memory`` bounds the per-CPU map, which the kernel allocates at once. ``bounded`` takes the
-    programs for kernels without bpf_loop on any kernel.
+    programs for kernels without bpf_loop on any kernel, ``returns=False`` those for kernels whose return
+    probes are not safe (:mod:`returns`); otherwise that is tried.
     """
+    path = str(_OBJECTS / "verbs_data.bpf.o")
+    if returns is None:
+        returns = return_probes.safe(path)
     bounded = bounded or not has_bpf_loop()
     functions = (*DATA_PATH, *EXTENDED, *EXPORTED)
-    wanted = [program for name in functions for program, _ in _programs(name, bounded=bounded)]
+    wanted = [p for name in functions for p, _ in _programs(name, bounded=bounded, returns=returns)]
     entries = max(16, min(_MAX_POST_KEYS, post_memory // (POST_KEY_SIZE + POST_SIZE * possible_cpus())))
     try:
         probes = _load(
@@ -142,7 +150,7 @@ def load_data(post_memory: int, event_buffer: int, *, bounded: bool = False) -> 
         )
     except BpfError as error:
         raise ProbesUnavailable(str(error)) from None
-    probes.bounded = bounded
+    probes.bounded, probes.returns = bounded, returns
     return probes
 
 
@@ -169,7 +177,7 @@ def attach_function(
         _log.info("%s at +%#x starts with an instruction that the kernel single-steps", name, offset)
     made: list[Attachment] = []
     try:
-        for program, on_return in _programs(name, bounded=probes.bounded):
+        for program, on_return in _programs(name, bounded=probes.bounded, returns=probes.returns):
             # On return too: behind endbr64 the return address is still where the call put it.
             link = probes.object.attach_uprobe(program, path, start.offset, on_return, pid or -1)
             made.append(Attachment(program, link))
@@ -206,8 +214,12 @@ def forget_threads(probes: Probes) -> int:
     return deleted
 
 
-def _programs(name: str, *, bounded: bool) -> list[tuple[str, bool]]:
+def _programs(name: str, *, bounded: bool, returns: bool) -> list[tuple[str, bool]]:
     """(program, on return) of what is attached to the function ``name``."""
+    if not returns:
+        if name in EXPORTED:  # these tell nothing at their entry
+            return []
+        return [(f"{name}_entry" if name in DATA_PATH or name == "wr_complete" else name, False)]
     if name in DATA_PATH:
         return [(name, False), (f"{name}_return_bounded" if bounded else f"{name}_return", True)]
     if name in ("create_ah", "wr_complete"):

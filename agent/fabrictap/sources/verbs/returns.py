@@ -1,10 +1,10 @@
 """Whether return probes are safe on this kernel, tried on a process of our own.
 
-Since Linux 6.11 a uretprobe on x86-64 enters the kernel by a system call of its own (uretprobe, 335), which the
-probed process makes without knowing. Until 6.14, and in stable releases without that fix, seccomp filters the call
-like any other: a process whose filter does not know it, as those of container runtimes do not, is killed where
-the probed function returns. A release number does not tell, distributions backport; so a child puts such a
-filter on itself and returns from a probed function.
+Since Linux 6.11 a uretprobe on x86-64 enters the kernel by a system call of its own (uretprobe, 335), which
+the probed process makes without knowing. Until 6.14, and in stable releases without that fix, seccomp filters
+the call like any other: a process whose filter does not know it, as those of container runtimes do not, is
+killed where the probed function returns. A release number does not tell, for distributions backport; so a
+child puts such a filter on itself and returns from a probed function.
 
 As a program (``python -m``): that child.
 """
@@ -82,7 +82,9 @@ def _try(objects: str) -> bool:
             # It finds no entry for this call, and does nothing.
             probe.autoload(name, name == "wr_complete_return")
         probe.load()
-        link = probe.attach_uprobe("wr_complete_return", place[1].rstrip("\n"), int(place[0]), True, child.pid)
+        link = probe.attach_uprobe(
+            "wr_complete_return", place[1].rstrip("\n"), int(place[0]), True, child.pid
+        )
         child.communicate(b"\n", _TIMEOUT_SECONDS)
     except (BpfError, OSError, ValueError, subprocess.TimeoutExpired) as error:
         _log.debug("return probes could not be tried: %s", error)
@@ -103,7 +105,7 @@ def main() -> int:
     found = _place("getppid", address) if address else None
     if found is None:
         return 1
-    filters = (_Instruction * len(_FILTER))(*_FILTER)
+    filters = (_Instruction * len(_FILTER))(*(_Instruction(*one) for one in _FILTER))
     program = _Program(len(_FILTER), filters)
     if libc.prctl(_PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0):
         return 1

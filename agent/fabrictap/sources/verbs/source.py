@@ -121,7 +121,7 @@ class Verbs:
         if self._config.data != "off":
             try:
                 self._data = load_data(self._config.post_memory, self._config.event_buffer)
-                self._discovery = Discovery(Attachments(self._data), self.errors)
+                self._discovery = Discovery(Attachments(self._data, self.errors), self.errors)
             except ProbesUnavailable as error:
                 self._trouble("data path", f"{error}: posts are not counted")
         if self._config.control != "off":
@@ -188,6 +188,7 @@ class Verbs:
 
     def _look_for_news(self) -> None:
         """Devices and modules may come while the agent runs."""
+        self._helper = None  # all that it did is read; its number may be another's next
         self._uverbs.forget()
         wanted = self._control is not None and "connection manager" not in self.problems
         if wanted and self._connection_manager is None and module_loaded("rdma_cm"):

@@ -114,13 +114,21 @@ def declarations() -> Path:
     return root
 
 
+# Every extension is made anew when one of them changes: few, and safe.
+_DECLARATIONS = [
+    *(ROOT / "ext").glob("*.h"),
+    *(ROOT / "ext").glob("*.pxd"),
+    ROOT / "probes" / "include" / "records.h",
+]
+
+
 def extension(name: str, libraries: list[str]) -> Extension:
     """``ext/NAME.pyx`` as fabrictap.ext.NAME."""
     return Extension(
         f"fabrictap.ext.{name}",
         [f"ext/{name}.pyx"],
         include_dirs=["ext", "probes/include"],
-        depends=["ext/fold.h", "ext/libbpf_log.h", "ext/ring.h", "ext/ring.pxd", "probes/include/records.h"],
+        depends=sorted(str(path.relative_to(ROOT)) for path in _DECLARATIONS),
         libraries=libraries,
         extra_compile_args=["-O2", "-Wall", "-Wno-unused-function", "-D_GNU_SOURCE"],
     )
@@ -134,6 +142,10 @@ setup(
             extension("counters", []),
             extension("ring", ["m"]),
             extension("points", []),
+            extension("connections", []),
+            extension("posts", []),
+            extension("fold", []),
+            extension("regions", []),
         ],
         include_path=["ext", str(declarations())],
         build_dir="build/cython",

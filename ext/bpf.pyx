@@ -11,12 +11,14 @@ import os
 import re
 from collections import deque
 
-from cpython.mem cimport PyMem_Calloc, PyMem_Free
+from cpython.mem cimport PyMem_Calloc, PyMem_Free, PyMem_RawFree, PyMem_RawRealloc
 from libc cimport errno as c_errno
 from libc.stdint cimport uint32_t, uint64_t
 from libc.string cimport memcpy, memset
 
 cimport libbpf
+
+from fabrictap.ext.fold cimport KeyedFold, ft_keyed_take
 
 cdef extern from "fold.h" nogil:
     cdef struct ft_batch:
@@ -36,6 +38,8 @@ _log = logging.getLogger("fabrictap.libbpf")
 #: The last things libbpf said, so that an error can say why.
 _said = deque(maxlen=64)
 _FAILED_PROGRAM = re.compile(r"prog '(\w+)'")
+#: Bytes of a map that are read at a time.
+cdef size_t _BATCH = 1 << 20
 _VERDICT = re.compile(r"(.*)\nprocessed \d+ insns", re.DOTALL)
 
 
@@ -151,10 +155,6 @@ cdef Link _link(libbpf.bpf_link *raw, Object owner):
 
 cdef class Object:
     """One BPF object file. Raises BpfError, with libbpf's reason, wherever the kernel refuses."""
-
-    cdef libbpf.bpf_object *_object
-    cdef readonly str path
-    cdef readonly bint loaded
 
     def __cinit__(self, str path):
         cdef bytes encoded = os.fsencode(path)
@@ -288,58 +288,68 @@ cdef class Object:
 cdef class Map:
     """A hash or array map of a loaded object; per-CPU or not. Made by :class:`Object` only."""
 
-    cdef Object _object
-    cdef int _fd
-    cdef size_t _key_size
-    #: Bytes of one entry's value, all CPUs together.
-    cdef readonly size_t value_size
-    #: How many CPUs' values one entry holds: 1 if the map is not per-CPU.
-    cdef readonly int cpus
-    cdef readonly uint32_t max_entries
-
     def __init__(self):
         raise TypeError("maps are found by Object.map")
 
-    def batches(self, size_t budget=1 << 20):
-        """Read the whole map: yields (keys, values, count), both bytes objects of ``count`` entries.
+    def __dealloc__(self):
+        PyMem_RawFree(self._keys)
+        PyMem_RawFree(self._values)
 
-        At most about ``budget`` bytes are held at a time. Entries that are added or removed meanwhile may
-        or may not be seen; an entry that stays is seen. Raises BpfError.
-        """
-        cdef uint32_t chunk = max(1, min(self.max_entries, budget // (self._key_size + self.value_size)))
+    cdef int _make_room(self, uint32_t chunk) except -1:
+        keys = <char *>PyMem_RawRealloc(self._keys, chunk * self.key_size)
+        if keys is NULL:
+            raise MemoryError
+        self._keys = keys
+        values = <char *>PyMem_RawRealloc(self._values, chunk * self.value_size)
+        if values is NULL:
+            raise MemoryError
+        self._values = values
+        self._chunk = chunk
+        return 0
+
+    cdef int each_batch(self, batch_fn take, void *context) except -1:
+        """Read the whole map without the GIL, by batches as :meth:`batches` does. Raises BpfError."""
         cdef uint32_t count
         cdef uint64_t token_in = 0
         cdef uint64_t token_out = 0
         cdef bint first = True
-        cdef int error
-        cdef bytearray keys
-        cdef bytearray values
-        cdef char *key_data
-        cdef char *value_data
-        keys = bytearray(chunk * self._key_size)
-        values = bytearray(chunk * self.value_size)
-        while True:
-            count = chunk
-            key_data = keys
-            value_data = values
+        cdef int error, answer = 0
+        if self._chunk == 0:
+            self._make_room(max(1, min(self.max_entries, _BATCH // (self.key_size + self.value_size))))
+        while answer == 0:
             with nogil:
+                count = self._chunk
                 error = libbpf.bpf_map_lookup_batch(
-                    self._fd, NULL if first else &token_in, &token_out, key_data, value_data, &count, NULL
+                    self._fd, NULL if first else &token_in, &token_out, self._keys, self._values, &count, NULL
                 )
+                if (error == 0 or error == -c_errno.ENOENT) and count:
+                    answer = take(context, self._keys, self._values, count)
             if error == -c_errno.ENOSPC:
                 # A hash bucket is longer than the chunk: nothing was read, ask again with more room.
-                chunk *= 2
-                keys = bytearray(chunk * self._key_size)
-                values = bytearray(chunk * self.value_size)
+                self._make_room(self._chunk * 2)
                 continue
-            if error and error != -c_errno.ENOENT:
-                raise BpfError("read map", -error)
-            if count:
-                yield bytes(keys[: count * self._key_size]), bytes(values[: count * self.value_size]), count
+            if error == -c_errno.ENOENT:
+                break
             if error:
-                return
+                raise BpfError("read map", -error)
             first = False
             token_in = token_out
+        return 0
+
+    def batches(self, size_t budget=_BATCH):
+        """Read the whole map: an iterator of (keys, values, count), both bytes objects of ``count`` entries.
+
+        A batch holds about ``budget`` bytes at most. Entries that are added or removed meanwhile may or may
+        not be seen; an entry that stays is seen. Raises BpfError.
+        """
+        found = []
+        context = (found, self.key_size, self.value_size)
+        self._make_room(max(1, min(self.max_entries, budget // (self.key_size + self.value_size))))
+        try:
+            self.each_batch(_keep_batch, <void *>context)
+        finally:
+            self._chunk = 0
+        return iter(found)
 
     def get(self, bytes key):
         """The value of ``key``, or None."""
@@ -355,9 +365,16 @@ cdef class Map:
         self._check(key)
         return libbpf.bpf_map_delete_elem(self._fd, <const char *>key) == 0
 
-    def _check(self, bytes key):
-        if len(key) != <Py_ssize_t>self._key_size:
-            raise ValueError(f"a key has {self._key_size} bytes, got {len(key)}")
+    cdef int _check(self, bytes key) except -1:
+        if len(key) != <Py_ssize_t>self.key_size:
+            raise ValueError(f"a key has {self.key_size} bytes, got {len(key)}")
+        return 0
+
+
+cdef int _keep_batch(void *context, const char *keys, const char *values, uint32_t count) noexcept with gil:
+    found, key_size, value_size = <tuple>context
+    found.append((keys[: count * key_size], values[: count * value_size], count))
+    return 0
 
 
 cdef Map _map_of(libbpf.bpf_map *raw, Object owner):
@@ -365,7 +382,7 @@ cdef Map _map_of(libbpf.bpf_map *raw, Object owner):
     cdef int kind = libbpf.bpf_map__type(raw)
     found._object = owner
     found._fd = libbpf.bpf_map__fd(raw)
-    found._key_size = libbpf.bpf_map__key_size(raw)
+    found.key_size = libbpf.bpf_map__key_size(raw)
     found.max_entries = libbpf.bpf_map__max_entries(raw)
     found.cpus = 1
     found.value_size = libbpf.bpf_map__value_size(raw)
@@ -379,18 +396,30 @@ cdef class RingBuffer:
     """The consumer of one BPF ring buffer of records of one size.
 
     :meth:`poll` waits and collects without the GIL. The batch is bounded; what does not fit stays in the
-    kernel's buffer until the next poll.
+    kernel's buffer until the next poll. With ``into``, records go there one by one as they come, and there
+    is no batch.
     """
 
     cdef libbpf.ring_buffer *_buffer
     cdef ft_batch _batch
     cdef Object _object
+    cdef KeyedFold _into
 
-    def __cinit__(self, Object owner, str map_name, size_t record_size, size_t records=4096):
+    def __cinit__(
+        self, Object owner, str map_name, size_t record_size, size_t records=4096, KeyedFold into=None,
+    ):
         cdef int fd = libbpf.bpf_map__fd(owner._map(map_name))
         if not owner.loaded:
             raise BpfError(f"ring buffer {map_name}: the object is not loaded", errno.EBADF)
         self._object = owner
+        self._into = into
+        if into is not None:
+            if into.keyed.record_size != record_size:
+                raise ValueError(f"records of {record_size} bytes for a fold of {into.keyed.record_size}")
+            self._buffer = libbpf.ring_buffer__new(fd, ft_keyed_take, &into.keyed, NULL)
+            if self._buffer is NULL:
+                raise BpfError(f"ring buffer {map_name}", c_errno.errno)
+            return
         self._batch.record_size = record_size
         self._batch.capacity = record_size * records
         self._batch.data = <unsigned char *>PyMem_Calloc(records, record_size)
@@ -408,15 +437,16 @@ cdef class RingBuffer:
     @property
     def received(self):
         """Records collected since the start."""
-        return self._batch.received
+        return self._batch.received if self._into is None else self._into.keyed.received
 
     @property
     def misfits(self):
         """Records of an unexpected size since the start; not zero means object and agent do not match."""
-        return self._batch.misfits
+        return self._batch.misfits if self._into is None else self._into.keyed.misfits
 
     def poll(self, int timeout_ms):
-        """Wait up to ``timeout_ms`` for records and return them as bytes, oldest first; may be empty.
+        """Wait up to ``timeout_ms`` for records and return them as bytes, oldest first; may be empty, and is
+        where they go into a fold.
 
         Whatever was recorded before the call is among them, unless the batch is full: on a starved CPU the
         kernel's wake-up can be late, so what is there is taken in any case.
@@ -428,9 +458,11 @@ cdef class RingBuffer:
                 error = libbpf.ring_buffer__consume(self._buffer)
         if error < 0 and error != -c_errno.EINTR and error != -c_errno.ENOBUFS:
             raise BpfError("read ring buffer", -error)
+        if self._into is not None:
+            return b""
         batch = (<char *>self._batch.data)[: self._batch.used]
         self._batch.used = 0
         return batch
 
     cdef bint _full(self) noexcept nogil:
-        return self._batch.used + self._batch.record_size > self._batch.capacity
+        return self._batch.capacity != 0 and self._batch.used + self._batch.record_size > self._batch.capacity

@@ -62,17 +62,14 @@ cdef extern from "fold.h" nogil:
         uint32_t rkey
         uint32_t access
 
-    cdef struct ft_cm:
-        uint32_t event
-        int32_t status
-        uint8_t source[28]
-        uint8_t destination[28]
-        uint32_t qpn
+    cdef struct ft_cm_record:
+        uint32_t kind
 
     cdef struct ft_ah:
         uint64_t id
         uint8_t peer_gid[16]
 
+    const uint32_t FT_CM_KEY_AT "offsetof(struct ft_cm_record, kind)"
     cdef struct ft_qp_ex:
         uint64_t base
         int32_t functions[20]
@@ -89,7 +86,6 @@ cdef extern from "fold.h" nogil:
         uint32_t uverbs
         ft_qp qp
         ft_mr mr
-        ft_cm cm
         ft_ah ah
         ft_qp_ex qp_ex
 
@@ -111,10 +107,12 @@ cdef extern from "fold.h" nogil:
         uint64_t signaled
         uint32_t sizes[33]
 
-    void ft_sum_posts(const ft_post *values, size_t cpus, ft_post *sum)
 
 
 RECORD_SIZE = sizeof(ft_record)
+CM_RECORD_SIZE = sizeof(ft_cm_record)
+#: Where the connection manager's events have what they are counted by: kind, event and status.
+CM_KEY_AT, CM_KEY_SIZE = FT_CM_KEY_AT, 12
 POST_KEY_SIZE = sizeof(ft_post_key)
 POST_SIZE = sizeof(ft_post)
 SIZE_SLOTS = FT_SIZE_SLOTS
@@ -165,22 +163,17 @@ cdef object _gid(const uint8_t *raw):
     return socket.inet_ntop(socket.AF_INET6, data) if any(data) else None
 
 
-cdef object _address(const uint8_t *raw):
-    """IP address of a struct sockaddr; None for other families."""
-    cdef int family = raw[0] | raw[1] << 8
-    if family == socket.AF_INET:
-        return socket.inet_ntop(socket.AF_INET, (<const char *>raw)[4:8])
-    if family == socket.AF_INET6:
-        return socket.inet_ntop(socket.AF_INET6, (<const char *>raw)[8:24])
-    return None
-
-
 cdef class Record:
     """One record of a probe. Fields that its kind does not have raise AttributeError by not being used:
-    read ``qp_*`` for queue pairs, ``mr_*`` for memory regions, ``cm_*`` for the connection manager,
-    ``ah_*`` for address handles. ``time_ns`` is CLOCK_MONOTONIC."""
+    read ``qp_*`` for queue pairs, ``mr_*`` for memory regions, ``ah_*`` for address handles. ``time_ns`` is
+    CLOCK_MONOTONIC. The connection manager has records of its own, struct ft_cm_record."""
 
     cdef ft_record _raw
+
+    @property
+    def raw(self):
+        """The record as it stands in the ring buffer."""
+        return (<const char *>&self._raw)[: sizeof(ft_record)]
 
     @property
     def kind(self): return self._raw.kind
@@ -247,17 +240,6 @@ cdef class Record:
     def mr_rkey(self): return self._raw.mr.rkey
 
     @property
-    def cm_event(self): return self._raw.cm.event
-    @property
-    def cm_status(self): return self._raw.cm.status
-    @property
-    def cm_source(self): return _address(self._raw.cm.source)
-    @property
-    def cm_destination(self): return _address(self._raw.cm.destination)
-    @property
-    def cm_qpn(self): return self._raw.cm.qpn
-
-    @property
     def ah_id(self): return self._raw.ah.id
     @property
     def ah_peer_gid(self): return _gid(self._raw.ah.peer_gid)
@@ -285,19 +267,48 @@ cdef class Record:
             self._raw.flags |= FT_FLAG_GID
 
 
+cdef Record _record(const ft_record *raw):
+    cdef Record record = Record.__new__(Record)
+    record._raw = raw[0]
+    return record
+
+
+cdef Py_ssize_t _whole(bytes batch) except -1:
+    cdef Py_ssize_t count = len(batch) // <Py_ssize_t>sizeof(ft_record)
+    if count * <Py_ssize_t>sizeof(ft_record) != len(batch):
+        raise ValueError(f"{len(batch)} bytes are no whole number of records of {sizeof(ft_record)}")
+    return count
+
+
 def decode(bytes batch):
     """The records of a batch, oldest first. Raises ValueError if it holds no whole number of them."""
     cdef const ft_record *raw = <const ft_record *><const char *>batch
-    cdef Py_ssize_t count = len(batch) // <Py_ssize_t>sizeof(ft_record)
-    cdef Record record
-    if count * <Py_ssize_t>sizeof(ft_record) != len(batch):
-        raise ValueError(f"{len(batch)} bytes are no whole number of records of {sizeof(ft_record)}")
+    cdef Py_ssize_t index
+    return [_record(raw + index) for index in range(_whole(batch))]
+
+
+def divide(bytes batch):
+    """(records, regions): what :func:`decode` gives, without memory regions; and these as they are.
+
+    A registration whose device is known by number only is among the records, to be placed first.
+    """
+    cdef const ft_record *raw = <const ft_record *><const char *>batch
+    cdef Py_ssize_t index, begin = -1, count = _whole(batch)
+    cdef bint region
     records = []
+    regions = []
     for index in range(count):
-        record = Record.__new__(Record)
-        record._raw = raw[index]
-        records.append(record)
-    return records
+        region = raw[index].kind in (FT_MR_REGISTERED, FT_MR_DEREGISTERED) and not raw[index].flags & FT_FLAG_UVERBS
+        if region and begin < 0:
+            begin = index
+        elif not region and begin >= 0:
+            regions.append((<const char *>(raw + begin))[: (index - begin) * sizeof(ft_record)])
+            begin = -1
+        if not region:
+            records.append(_record(raw + index))
+    if begin >= 0:
+        regions.append((<const char *>(raw + begin))[: (count - begin) * sizeof(ft_record)])
+    return records, b"".join(regions)
 
 
 cdef class PostKey:
@@ -325,49 +336,10 @@ cdef class Post:
     cdef readonly tuple sizes
 
 
-cdef class Posts:
-    """Tells which counters of posted work have moved since they were last looked at.
-
-    Python objects are made for those only, so that a tick costs what has changed, not what is there.
-    """
-
-    cdef dict _operations
-
-    def __init__(self):
-        self._operations = {}
-
-    def __len__(self):
-        return len(self._operations)
-
-    def changed(self, bytes keys, bytes values, Py_ssize_t count, int cpus):
-        """Fold a batch of the per-CPU map: a list of (PostKey, Post) of the counters that moved."""
-        cdef const char *key_data = keys
-        cdef const char *value_data = values
-        cdef size_t stride = sizeof(ft_post) * cpus
-        cdef Py_ssize_t index
-        cdef ft_post *totals
-        cdef bytearray room
-        if len(keys) != count * <Py_ssize_t>sizeof(ft_post_key) or len(values) != count * <Py_ssize_t>stride:
-            raise ValueError("keys and values do not hold count entries")
-        room = bytearray(count * <Py_ssize_t>sizeof(ft_post))
-        totals = <ft_post *><char *>room
-        with nogil:
-            for index in range(count):
-                ft_sum_posts(<const ft_post *>(value_data + index * stride), cpus, totals + index)
-        moved = []
-        for index in range(count):
-            raw = key_data[index * sizeof(ft_post_key) : (index + 1) * sizeof(ft_post_key)]
-            if self._operations.get(raw) != totals[index].operations:
-                self._operations[raw] = totals[index].operations
-                moved.append((_post_key(raw), _post(totals + index)))
-        return moved
-
-    def forget(self, bytes raw):
-        """A counter was taken out of the map."""
-        self._operations.pop(raw, None)
-
-
-cdef PostKey _post_key(bytes raw):
+def post_key(bytes raw):
+    """What the key ``raw`` of the map of posted work says."""
+    if len(raw) != sizeof(ft_post_key):
+        raise ValueError(f"a key has {sizeof(ft_post_key)} bytes, got {len(raw)}")
     cdef const ft_post_key *key = <const ft_post_key *><const char *>raw
     cdef PostKey made = PostKey.__new__(PostKey)
     made.raw = raw
@@ -382,7 +354,11 @@ cdef PostKey _post_key(bytes raw):
     return made
 
 
-cdef Post _post(const ft_post *total):
+def post(bytes raw):
+    """One value of the map of posted work, the counts of one CPU or the sum of them all."""
+    if len(raw) != sizeof(ft_post):
+        raise ValueError(f"a value has {sizeof(ft_post)} bytes, got {len(raw)}")
+    cdef const ft_post *total = <const ft_post *><const char *>raw
     cdef Post made = Post.__new__(Post)
     made.operations = total.operations
     made.bytes = total.bytes

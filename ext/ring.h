@@ -425,6 +425,22 @@ static inline void ft_ring_record(struct ft_ring *ring, uint32_t slot, double va
 	ring->series[slot].number = FT_REAL;
 }
 
+/* Writes an event; the number that it brings along is replaced by the next. */
+static inline void ft_ring_event(struct ft_ring *ring, const struct ft_event *event)
+{
+	uint64_t number = ring->header->events_head + 1;
+	struct ft_event *one = ring->events + number % ring->header->events;
+
+	__atomic_store_n(&one->number, 0, __ATOMIC_RELAXED);
+	ft_barrier();
+	memcpy((char *)one + sizeof(one->number), (const char *)event + sizeof(one->number),
+	       sizeof(*one) - sizeof(one->number));
+	ft_barrier();
+	__atomic_store_n(&one->number, number, __ATOMIC_RELAXED);
+	ft_barrier();
+	ring->header->events_head = number;
+}
+
 /* The tick's cells of a segment:
  *   counter         64 x 8 B delta, 64 x float peak rate
  *   up-down counter 64 x 8 B value; INT64_MIN: none yet

@@ -181,11 +181,8 @@ cdef class Ring:
         uint64_t value=0, str device="", str process="", bytes gid=b"", bytes peer_gid=b"", str text="",
     ):
         """Write one event. ``gid`` and ``peer_gid``: 16 bytes or none; texts that are too long are cut."""
-        cdef ft_ring_header *header = self.view.header
-        cdef uint64_t number = header.events_head + 1
-        cdef ft_event *one = self.view.events + number % header.events
-        one.number = 0
-        ft_barrier()
+        cdef ft_event one
+        memset(&one, 0, sizeof(one))
         one.time_ns = time_ns
         one.kind = kind
         one.severity = severity
@@ -198,10 +195,7 @@ cdef class Ring:
         put_bytes(<char *>one.gid, 16, gid)
         put_bytes(<char *>one.peer_gid, 16, peer_gid)
         put_text(one.text, sizeof(one.text), text)
-        ft_barrier()
-        one.number = number
-        ft_barrier()
-        header.events_head = number
+        ft_ring_event(&self.view, &one)
 
     def close(self, uint64_t now_ns):
         """Say in the file that the writer ended in order. Nothing may be written after this."""

@@ -455,45 +455,44 @@ int BPF_KRETPROBE(kprobe_reg_mr)
 
 /* --- the connection manager: tracepoints, with either set -------------------------------------- */
 
-SEC("tracepoint/rdma_cma/cm_event_handler")
-int tracepoint_cm_event(struct trace_event_raw_cm_event_handler *ctx)
+static __always_inline int cm_happened(__u32 kind, __u32 event, __s32 status, __u32 qpn)
 {
-	struct ft_record *record = reserve(FT_CM_EVENT);
+	struct ft_cm_record *record = bpf_ringbuf_reserve(&records, sizeof(*record), 0);
+	__u64 id = bpf_get_current_pid_tgid();
 
-	if (!record)
+	if (!record) {
+		lose(FT_LOSS_BUFFER_FULL);
 		return 0;
-	record->cm.event = BPF_CORE_READ(ctx, event);
-	record->cm.status = BPF_CORE_READ(ctx, status);
-	BPF_CORE_READ_INTO(&record->cm.source, ctx, srcaddr);
-	BPF_CORE_READ_INTO(&record->cm.destination, ctx, dstaddr);
+	}
+	__builtin_memset(record, 0, sizeof(*record));
+	record->time_ns = bpf_ktime_get_ns();
+	record->kind = kind;
+	record->event = event;
+	record->status = status;
+	record->tgid = id >> 32;
+	record->tid = (__u32)id;
+	record->qpn = qpn;
+	bpf_get_current_comm(record->comm, sizeof(record->comm));
 	bpf_ringbuf_submit(record, 0);
 	return 0;
 }
 
-static __always_inline int cm_sent(struct trace_event_raw_cma_qp_class *ctx, __u32 message)
+SEC("tracepoint/rdma_cma/cm_event_handler")
+int tracepoint_cm_event(struct trace_event_raw_cm_event_handler *ctx)
 {
-	struct ft_record *record = reserve(FT_CM_SENT);
-
-	if (!record)
-		return 0;
-	record->cm.event = message;
-	record->cm.qpn = BPF_CORE_READ(ctx, qp_num);
-	BPF_CORE_READ_INTO(&record->cm.source, ctx, srcaddr);
-	BPF_CORE_READ_INTO(&record->cm.destination, ctx, dstaddr);
-	bpf_ringbuf_submit(record, 0);
-	return 0;
+	return cm_happened(FT_CM_EVENT, BPF_CORE_READ(ctx, event), BPF_CORE_READ(ctx, status), 0);
 }
 
 SEC("tracepoint/rdma_cma/cm_send_req")
 int tracepoint_cm_send_req(struct trace_event_raw_cma_qp_class *ctx)
 {
-	return cm_sent(ctx, FT_CM_REQUEST);
+	return cm_happened(FT_CM_SENT, FT_CM_REQUEST, 0, BPF_CORE_READ(ctx, qp_num));
 }
 
 SEC("tracepoint/rdma_cma/cm_send_rep")
 int tracepoint_cm_send_rep(struct trace_event_raw_cma_qp_class *ctx)
 {
-	return cm_sent(ctx, FT_CM_REPLY);
+	return cm_happened(FT_CM_SENT, FT_CM_REPLY, 0, BPF_CORE_READ(ctx, qp_num));
 }
 
 char LICENSE[] SEC("license") = "Dual BSD/GPL";

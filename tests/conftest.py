@@ -1,4 +1,4 @@
-"""One VM for all tests that need it: booted when the first asks, with the two RDMA devices set up."""
+"""What tests share and what is dear: one VM with two RDMA devices, and the compiled NVML stand-in."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from collections.abc import Iterator
 
 import pytest
 
+from doubles.nvml import builder as nvml_builder
 from support import require
 from vm.harness import Machine, MissingError
 
@@ -27,6 +28,13 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if "machine" in getattr(item, "fixturenames", ()):
             item.add_marker("vm")
+
+
+@pytest.fixture(scope="session")
+def nvml_built(tmp_path_factory: pytest.TempPathFactory) -> nvml_builder.Built:
+    """The NVML stand-in, compiled once for all tests."""
+    require("cc", not nvml_builder.missing(), nvml_builder.missing())
+    return nvml_builder.build(tmp_path_factory.mktemp("nvml"))
 
 
 @pytest.fixture(scope="session")

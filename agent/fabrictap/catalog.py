@@ -200,6 +200,41 @@ RDMA_FLOW_IDENTITY = Attribute(
 PROCESS_PID = Attribute("process.pid", int, "Process id in the agent's pid namespace; absent for the kernel")
 PROCESS_EXE = Attribute("process.executable.name", str, "Executable name; [kernel] for a kernel user of RDMA")
 
+K8S_NAMESPACE = Attribute("k8s.namespace.name", str, "Namespace of the pod that the process runs in")
+K8S_POD = Attribute("k8s.pod.name", str, "Name of that pod")
+K8S_POD_UID = Attribute(
+    "k8s.pod.uid", str, "UID of that pod; of a static pod the hash that the kubelet uses on the node"
+)
+K8S_CONTAINER = Attribute("k8s.container.name", str, "Name of the container in its pod")
+CONTAINER_ID = Attribute("container.id", str, "Id of the container that the process runs in")
+CONTAINER_RUNTIME = Attribute(
+    "container.runtime.name",
+    str,
+    "What runs that container; absent where its cgroup does not tell (cgroupfs driver)",
+    ("containerd", "cri-o", "docker", "podman"),
+)
+SLURM_JOB = Attribute("slurm.job.id", str, "Slurm job that the process belongs to")
+SLURM_STEP = Attribute("slurm.step.id", str, "Step of that job: a number, batch, extern or interactive")
+SLURM_UID = Attribute("slurm.job.uid", int, "User id that the job runs as")
+SLURM_USER = Attribute("slurm.job.user", str, "User that the job runs as, where its user id agrees")
+SLURM_ORIGIN = Attribute(
+    "slurm.job.origin",
+    str,
+    "cgroup: the kernel says which job it is; environment: only the process itself does",
+    ("cgroup", "environment"),
+)
+SYSTEMD_UNIT = Attribute(
+    "systemd.unit.name", str, "Unit of systemd that the process runs in, where it is no container's or job's"
+)
+DEVICE_RESOURCE = Attribute(
+    "fabrictap.device.resource",
+    str,
+    "Extended resource of Kubernetes, as in nvidia.com/gpu, or driver of Dynamic Resource Allocation",
+)
+DEVICE_ID = Attribute(
+    "fabrictap.device.id", str, "The device plugin's id of the device: a UUID, a PCI address, POOL/DEVICE"
+)
+
 COVERAGE = Attribute(
     "fabrictap.coverage",
     str,
@@ -239,11 +274,48 @@ LOSS = Attribute(
         "batch_too_long",
     ),
 )
+WORKLOAD_LOSS = Attribute(
+    "fabrictap.workload.loss.reason",
+    str,
+    "gone: the process ended before it was read; denied, malformed; environ_denied, environ_hung, "
+    "environ_malformed, environ_gone: its environment was not read; environ_truncated: it is larger than "
+    "256 KiB, and only that was searched; environ_rejected: a variable of Slurm's has no value of Slurm's; "
+    "name_escaped: the name of an executable or cgroup is no printable text and is told with escapes",
+    (
+        "gone",
+        "denied",
+        "malformed",
+        "environ_denied",
+        "environ_hung",
+        "environ_malformed",
+        "environ_gone",
+        "environ_truncated",
+        "environ_rejected",
+        "name_escaped",
+    ),
+)
+IDENTITY_LEVEL = Attribute(
+    "fabrictap.identity.level",
+    str,
+    "What was left out, in the order in which it is: process (its id), container (with the Slurm step), pod, "
+    "job (with the systemd unit), name (all that is left)",
+    ("process", "container", "pod", "job", "name"),
+)
 TABLE = Attribute(
     "fabrictap.table",
     str,
     "A bounded table of the agent",
-    ("devices", "connections", "memory_regions", "contexts", "processes", "flows", "spans"),
+    (
+        "devices",
+        "connections",
+        "memory_regions",
+        "contexts",
+        "processes",
+        "flows",
+        "spans",
+        "identities",
+        "device_assignments",
+    ),
 )
 METRIC_OVERFLOW = Attribute(
     "otel.metric.overflow",
@@ -258,7 +330,22 @@ CPU_MODE = Attribute("cpu.mode", str, "Where the time was spent", ("user", "syst
 ON_ANY_COUNTER = (METRIC_OVERFLOW,)
 
 _PORT = (HW_ID, HW_NAME, HW_PARENT, RDMA_LINK_LAYER)
-_PROCESS = (PROCESS_PID, PROCESS_EXE)
+_PROCESS = (
+    PROCESS_PID,
+    PROCESS_EXE,
+    K8S_NAMESPACE,
+    K8S_POD,
+    K8S_POD_UID,
+    K8S_CONTAINER,
+    CONTAINER_ID,
+    CONTAINER_RUNTIME,
+    SLURM_JOB,
+    SLURM_STEP,
+    SLURM_UID,
+    SLURM_USER,
+    SLURM_ORIGIN,
+    SYSTEMD_UNIT,
+)
 _PEER = (RDMA_GID, RDMA_PEER_GID, RDMA_PEER_QPN)
 _POSTS = (*_PROCESS, RDMA_DEVICE, RDMA_QPN, RDMA_QP_TYPE, RDMA_OPERATION, *_PEER, COVERAGE)
 _EXPORTER = (COMPONENT_TYPE, COMPONENT_NAME)
@@ -412,6 +499,14 @@ CM_EVENTS = Metric(
     (RDMA_CM_EVENT, ERROR_TYPE),
 )
 
+DEVICE_ASSIGNMENT = Metric(
+    "fabrictap.device.assignment",
+    Kind.UPDOWNCOUNTER,
+    "{device}",
+    "1 for each device that the kubelet has given to a container; a shared device has one for each",
+    (DEVICE_RESOURCE, DEVICE_ID, K8S_NAMESPACE, K8S_POD, K8S_CONTAINER),
+)
+
 # --- metrics: the agent itself --------------------------------------------------------------------
 
 SOURCE_UP = Metric(
@@ -419,9 +514,9 @@ SOURCE_UP = Metric(
 )
 SOURCE_DURATION = Metric(
     "fabrictap.source.sample.duration",
-    Kind.GAUGE,
+    Kind.HISTOGRAM,
     "s",
-    "How long the last sample took, waiting for events not counted",
+    "How long the samples took, waiting for events not counted; exponential histogram of scale 8 or less",
     (SOURCE,),
 )
 SOURCE_ERRORS = Metric(
@@ -447,6 +542,20 @@ LOST = Metric(
     "{record}",
     "What the probes saw but could not record",
     (SOURCE, LOSS),
+)
+WORKLOAD_LOST = Metric(
+    "fabrictap.workload.lost",
+    Kind.COUNTER,
+    "{read}",
+    "What could not be read of a process, its container or its pod: the identity lacks that part",
+    (WORKLOAD_LOSS,),
+)
+IDENTITY_DROPPED = Metric(
+    "fabrictap.identity.dropped",
+    Kind.COUNTER,
+    "{attribute_set}",
+    "Processes whose series lack a level of detail, because limits.identities was reached",
+    (IDENTITY_LEVEL,),
 )
 SAMPLE_INTERVAL = Metric(
     "fabrictap.source.fast.interval",

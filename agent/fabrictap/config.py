@@ -95,10 +95,29 @@ class Verbs(Section):
     post_memory: Size = Size(64 << 20)
 
 
+class Kubelet(Section):
+    """Names of pods and containers and who has which device."""
+
+    #: ``auto``: where a kubelet has its directories when the agent starts.
+    enabled: Literal["auto", "on", "off"] = "auto"
+    interval: Duration = Duration(15.0)
+    #: The PodResources API.
+    socket: str = "/var/lib/kubelet/pod-resources/kubelet.sock"
+    #: Names are read here and in ``containers`` beside it.
+    pods_log_dir: str = "/var/log/pods"
+    #: The kubelet's list of pods, as https://127.0.0.1:10250/pods; not asked where null.
+    url: str | None = None
+    token_file: str | None = None
+    certificate: str | None = None
+    #: Do not verify the kubelet's certificate.
+    insecure: bool = False
+
+
 class Sources(Section):
     infiniband: Infiniband = msgspec.field(default_factory=Infiniband)
     rdma_netlink: RdmaNetlink = msgspec.field(default_factory=RdmaNetlink)
     verbs: Verbs = msgspec.field(default_factory=Verbs)
+    kubelet: Kubelet = msgspec.field(default_factory=Kubelet)
 
 
 class Limits(Section):
@@ -111,11 +130,20 @@ class Limits(Section):
     contexts: int = 4096
     processes: int = 4096
     finished_spans: int = 4096
+    #: Different sets of process and workload attributes on series; beyond it detail is left out.
+    identities: int = 2048
+    pods: int = 10000
+    device_assignments: int = 4096
 
 
 class Flows(Section):
     #: Length of a window span while a flow lives.
     window: Duration = Duration(60.0)
+
+
+class Workloads(Section):
+    #: Search the environment of processes outside of pods for Slurm's variables.
+    environment: bool = True
 
 
 class Signal(Section):
@@ -165,6 +193,7 @@ class Config(Section):
     sources: Sources = msgspec.field(default_factory=Sources)
     limits: Limits = msgspec.field(default_factory=Limits)
     flows: Flows = msgspec.field(default_factory=Flows)
+    workloads: Workloads = msgspec.field(default_factory=Workloads)
     export: Export = msgspec.field(default_factory=Export)
     resource: Resource = msgspec.field(default_factory=Resource)
 
@@ -385,6 +414,7 @@ def _check(config: Config) -> None:
         ("sources.infiniband.interval", sources.infiniband.interval, 0.01),
         ("sources.rdma_netlink.interval", sources.rdma_netlink.interval, 0.1),
         ("sources.verbs.interval", sources.verbs.interval, 0.01),
+        ("sources.kubelet.interval", sources.kubelet.interval, 1.0),
         ("export.interval", config.export.interval, 0.1),
         ("flows.window", config.flows.window, 1.0),
         ("export.otlp.metrics.timeout", config.export.otlp.metrics.timeout, 0.001),
@@ -392,6 +422,9 @@ def _check(config: Config) -> None:
     ):
         if not least <= seconds <= 86400:
             raise ConfigError(f"{key}: expected between {least}s and 1d, got {seconds:g}s")
+    url = sources.kubelet.url
+    if url is not None and not re.fullmatch(r"https?://[^/@\s]+(/[^\s]*)?", url):
+        raise ConfigError(f"sources.kubelet.url: expected as in https://127.0.0.1:10250/pods, got {url!r}")
     _check_ring(config)
     size = sources.verbs.event_buffer
     if not 4096 <= size <= 1 << 30 or size & (size - 1):

@@ -12,6 +12,7 @@ from fabrictap import catalog, ringfile
 from fabrictap.config import Config
 from fabrictap.export import resource
 from fabrictap.export.exporter import Exporter
+from fabrictap.insight.identities import Identities
 from fabrictap.insight.inventory import Inventory
 from fabrictap.journal import Journal
 from fabrictap.ledger import Ledger, names
@@ -19,6 +20,7 @@ from fabrictap.runner import Runner
 from fabrictap.selfwatch import SelfWatch
 from fabrictap.series import SeriesTable
 from fabrictap.sources.infiniband.source import Infiniband
+from fabrictap.sources.kubelet.source import Kubelet
 from fabrictap.sources.rdma_netlink.source import RdmaNetlink
 from fabrictap.sources.verbs.source import Verbs
 
@@ -40,21 +42,31 @@ class Node:
         self.ring.describe(ringfile.about(attributes, names.LISTS))
         self.journal = Journal(self.ring)
         self.series = SeriesTable(config.limits.series, self.ring)
-        self.ledger = Ledger(config)
+        self.ledger = Ledger(config, self.ring)
+        kubelet = config.sources.kubelet
         self.runners = [
             Runner(source, self._lock, self.journal)
             for wanted, source in (
                 # Netlink after verbs: its dump also makes the kernel tell the probes of older connections.
-                (config.sources.infiniband, Infiniband(config.sources.infiniband, self.series, self.ledger)),
-                (config.sources.verbs, Verbs(config.sources.verbs, self.series, self.ledger)),
                 (
-                    config.sources.rdma_netlink,
+                    config.sources.infiniband.enabled,
+                    Infiniband(config.sources.infiniband, self.series, self.ledger),
+                ),
+                (config.sources.verbs.enabled, Verbs(config.sources.verbs, self.series, self.ledger)),
+                (
+                    config.sources.rdma_netlink.enabled,
                     RdmaNetlink(config.sources.rdma_netlink, self.series, self.ledger),
                 ),
+                # Last: a kubelet that hangs keeps nobody waiting.
+                (
+                    Kubelet.wanted(kubelet),
+                    Kubelet(kubelet, config.limits, self.series, self.ledger),
+                ),
             )
-            if wanted.enabled
+            if wanted
         ]
         self._inventory = Inventory(self.series, self.ledger)
+        self._identities = Identities(self.series, self.ledger)
         self._selfwatch = SelfWatch(self.series)
         self._exporter = Exporter(config, attributes, self.series, self.ledger.flows)
 
@@ -90,6 +102,8 @@ class Node:
             if now >= next_tick:
                 with self._lock:
                     self.ring.tick(time.time_ns())
+                for runner in self.runners:
+                    runner.revive(now)
                 next_tick = max(next_tick + self._config.ring.tick, now)
             if now >= next_export:
                 self._export()
@@ -102,6 +116,7 @@ class Node:
             now_ns = time.time_ns()
             self.ledger.flows.roll(now_ns)
             self._inventory.fold(now_ns)
+            self._identities.fold(now_ns)
             self._selfwatch.fold(self.runners, self._exporter.stats, now_ns)
             self._exporter.collect(now_ns)
         self._exporter.ship()

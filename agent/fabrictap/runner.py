@@ -1,7 +1,7 @@
 """Runs one source in a thread of its own, so that one bad thing stays one bad thing.
 
 A source that is unavailable, fails or hangs costs its own series. It is said once, retried with growing
-pauses and comes back by itself.
+pauses and comes back by itself. Between two tries it has no thread: most nodes lack most sources.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 import threading
 import time
+from collections import deque
 from typing import Any
 
 from fabrictap import catalog
@@ -19,6 +20,8 @@ from fabrictap.sources import FastSource, Source, SourceUnavailable
 _log = logging.getLogger(__name__)
 _FIRST_PAUSE = 1.0
 _LONGEST_PAUSE = 30.0
+#: Samples whose durations are kept for the next export, the newest.
+_MOST_DURATIONS = 4096
 #: Share of a core that the fast samples of one source may take.
 _FAST_SHARE = 0.01
 
@@ -31,8 +34,7 @@ class Runner:
         self._journal = journal
         #: Why the source does not deliver; None while it does. Starting counts as a reason.
         self.reason: str | None = "starting"
-        #: Seconds that the last sample took, waiting for events not counted; None before the first.
-        self.duration: float | None = None
+        self._durations: deque[float] = deque(maxlen=_MOST_DURATIONS)
         #: Seconds between two fast samples, as their cost lets it be; 0 for none.
         self.fast_interval = source.fast_interval if isinstance(source, FastSource) else 0.0
         #: CPU seconds that a fast sample takes, smoothed.
@@ -42,9 +44,10 @@ class Runner:
         self._lock = lock
         self._stop = threading.Event()
         self._busy_since: float | None = None
-        #: Seconds before the next try after a failure.
-        self._pause = _FIRST_PAUSE
-        self._thread = threading.Thread(target=self._run, name=source.name, daemon=True)
+        #: Seconds between the last failure and the next try; None where there was none since a success.
+        self.pause: float | None = None
+        self._retry_at = 0.0
+        self._thread: threading.Thread | None = None
 
     @property
     def up(self) -> bool:
@@ -60,7 +63,19 @@ class Runner:
         return waited
 
     def start(self) -> None:
+        """Try to deliver, in a new thread."""
+        self._thread = threading.Thread(target=self._run, name=self.source.name, daemon=True)
         self._thread.start()
+
+    @property
+    def resting(self) -> bool:
+        """Whether the source has failed and has no thread until it is revived."""
+        return self._thread is not None and not self._thread.is_alive() and not self._stop.is_set()
+
+    def revive(self, now: float) -> None:
+        """Try again where the source rests and its pause is over. ``now``: seconds, time.monotonic."""
+        if self.resting and now >= self._retry_at:
+            self.start()
 
     def stop(self) -> None:
         """Ask for a last sample and the end; returns at once."""
@@ -68,25 +83,32 @@ class Runner:
 
     def join(self, timeout: float) -> bool:
         """Wait for the end. False when the source hangs; its thread is then left behind."""
+        if self._thread is None:
+            return True
         self._thread.join(timeout)
         return not self._thread.is_alive()
 
+    def take_durations(self) -> list[float]:
+        """How long the samples since the last call took, in seconds, waiting for events not counted."""
+        taken = []
+        while self._durations:
+            taken.append(self._durations.popleft())
+        return taken
+
     def _run(self) -> None:
-        while not self._stop.is_set():
-            try:
-                self._timed(self.source.open)
-                self._deliver()
-            except SourceUnavailable as error:
-                self._down(str(error))
-            except Exception as error:  # noqa: BLE001 - a fault of one source must not end the agent
-                self._fault(error)
-            try:
-                self._timed(self.source.close)
-            except Exception as error:  # noqa: BLE001 - likewise: the source is opened again all the same
-                self._fault(error)
-            pause = self._pause
-            self._pause = min(pause * 2, _LONGEST_PAUSE)
-            self._stop.wait(pause)
+        try:
+            self._timed(self.source.open)
+            self._deliver()
+        except SourceUnavailable as error:
+            self._down(str(error))
+        except Exception as error:  # noqa: BLE001 - a fault of one source must not end the agent
+            self._fault(error)
+        try:
+            self._timed(self.source.close)
+        except Exception as error:  # noqa: BLE001 - likewise: the source is opened again all the same
+            self._fault(error)
+        self.pause = _FIRST_PAUSE if self.pause is None else min(self.pause * 2, _LONGEST_PAUSE)
+        self._retry_at = time.monotonic() + self.pause
 
     def _deliver(self) -> None:
         """Sample until told to stop. After a success the next pause is short again."""
@@ -94,7 +116,7 @@ class Runner:
             last = self._stop.is_set()
             began = time.monotonic()
             sample = self._timed(self.source.sample)
-            self.duration = max(0.0, time.monotonic() - began - self.source.waited)
+            self._durations.append(max(0.0, time.monotonic() - began - self.source.waited))
             with self._lock:
                 self.source.fold(sample, time.time_ns())
             if self.reason is not None:
@@ -106,7 +128,7 @@ class Runner:
                 )
                 self.reason = None
                 self.settled.set()
-                self._pause = _FIRST_PAUSE
+                self.pause = None
             if last:
                 return
             self._until(began + self.source.interval)

@@ -25,8 +25,10 @@ class SelfWatch:
         for runner in runners:
             attributes = {catalog.SOURCE.name: runner.source.name}
             table.series(catalog.SOURCE_UP, attributes, now_ns).set(int(runner.up), now_ns)
-            if runner.duration is not None:
-                table.series(catalog.SOURCE_DURATION, attributes, now_ns).set(runner.duration, now_ns)
+            if durations := runner.take_durations():
+                histogram = table.series(catalog.SOURCE_DURATION, attributes, now_ns)
+                for duration in durations:
+                    histogram.record(duration, now_ns)
             if runner.fast_interval:
                 table.series(catalog.SAMPLE_INTERVAL, attributes, now_ns).set(runner.fast_interval, now_ns)
             for error, count in list(runner.source.errors.items()):

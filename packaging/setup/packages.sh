@@ -28,6 +28,8 @@ required=(
     rdmacm-utils       # rping
     perftest           # ib_write_bw and its family
     libibverbs-dev     # headers for the test programs in C
+    # the test that asks NVIDIA's own library, fetched from Debian's archive
+    debian-archive-keyring
 )
 # Not everywhere, and not needed to build or to test.
 optional=(

@@ -13,7 +13,6 @@
 #define FT_COMM_LEN 16		/* TASK_COMM_LEN */
 #define FT_DEVICE_NAME_LEN 64	/* IB_DEVICE_NAME_MAX */
 #define FT_GID_LEN 16
-#define FT_ADDRESS_LEN 28	/* sizeof(struct sockaddr_in6) */
 
 enum ft_record_kind {
 	FT_QP_CREATED = 1,
@@ -32,7 +31,7 @@ enum ft_record_kind {
 	FT_QP_EXTENDED = 14,	/* software got hold of its ibv_qp_ex: posts may come by ibv_wr_* */
 };
 
-/* ft_cm.event of FT_CM_SENT */
+/* ft_cm_record.event of FT_CM_SENT */
 #define FT_CM_REQUEST 0
 #define FT_CM_REPLY 1
 
@@ -68,15 +67,6 @@ struct ft_mr {
 	__u32 lkey;
 	__u32 rkey;
 	__u32 access;		/* enum ib_access_flags */
-	__u32 padding;
-};
-
-struct ft_cm {
-	__u32 event;		/* enum rdma_cm_event_type, or FT_CM_REQUEST and so on */
-	__s32 status;
-	__u8 source[FT_ADDRESS_LEN];
-	__u8 destination[FT_ADDRESS_LEN];
-	__u32 qpn;
 	__u32 padding;
 };
 
@@ -116,13 +106,26 @@ struct ft_record {
 	union {
 		struct ft_qp qp;
 		struct ft_mr mr;
-		struct ft_cm cm;
 		struct ft_ah ah;
 		struct ft_qp_ex qp_ex;
 		__u8 reserved[112];
 	};
 };
 _Static_assert(sizeof(struct ft_record) == 224, "ft_record has holes");
+
+/* The connection manager's events, in a ring buffer of their own: counted by kind, event and status. */
+struct ft_cm_record {
+	__u64 time_ns;
+	__u32 kind;		/* FT_CM_EVENT or FT_CM_SENT; the key begins here */
+	__u32 event;		/* enum rdma_cm_event_type, or FT_CM_REQUEST and so on */
+	__s32 status;		/* 0 or -errno, or a reason to reject; the key ends here */
+	__u32 tgid;
+	__u32 tid;
+	__u32 qpn;		/* of what was sent; 0 where it is not told */
+	char comm[FT_COMM_LEN];
+	__u8 reserved[16];
+};
+_Static_assert(sizeof(struct ft_cm_record) == 64, "one cache line");
 
 /* What a probe could not record; index into the per-CPU array of losses. */
 enum ft_loss {

@@ -28,7 +28,6 @@ from bench.node_exporter import NodeExporter
 from bench.process import Watched
 from bench.result import Result, left_out, limit, note
 from doubles.sysfs import Sysfs
-from fabrictap.config import Config
 from otelcol import BUILD, Collector, find_collector
 from support import eventually
 
@@ -61,7 +60,7 @@ class _Use:
 
     cpu: float
     private: int
-    resident: int
+    alone: int
     threads: int
     switches: float
 
@@ -94,7 +93,7 @@ class _Meter:
         return _Use(
             (process.cpu_ns() - self._cpu) / 1e6 / seconds,
             process.private_bytes(),
-            process.resident_bytes(),
+            process.alone_bytes(),
             process.threads(),
             (process.voluntary_switches() - self._switches) / seconds,
         )
@@ -112,6 +111,7 @@ class _Agent:
     def __init__(self, work: Path, sysfs: Path, load: _Load, endpoint: str) -> None:
         self.ring = work / "ring"
         settings = {
+            "ring.path": str(self.ring),
             "sources.verbs.enabled": "false",  # the stand-in takes its place
             "sources.infiniband.sysfs": str(sysfs),
             "export.interval": f"{load.interval}s",
@@ -119,8 +119,6 @@ class _Agent:
             "export.otlp.traces.endpoint": endpoint,
             "agent.log_level": "warning",
         }
-        if hasattr(Config(), "ring"):
-            settings["ring.path"] = str(self.ring)
         arguments = [word for key, value in settings.items() for word in ("--set", f"{key}={value}")]
         kept = {
             name: text for name, text in os.environ.items() if not name.startswith(("OTEL_", "FABRICTAP_"))
@@ -150,10 +148,8 @@ class _Agent:
 
     @property
     def ring_bytes(self) -> int:
-        """What the ring's files take; 0 where there is none."""
-        if self.ring.is_file():
-            return self.ring.stat().st_size
-        return sum(path.stat().st_size for path in self.ring.glob("**/*") if path.is_file())
+        """What the ring's file takes on its file system."""
+        return self.ring.stat().st_blocks * 512
 
     def stop(self) -> float:
         """End it. Returns the seconds of CPU that the stand-in has cost in it."""
@@ -255,7 +251,7 @@ def _whole(binary: Path, missing: str) -> list[Result]:
         limit(f"{load}: private memory", "MiB", ours.private / MIB, PRIVATE_LIMIT),
         limit(f"{load}: ring file", "MiB", minute.ring / MIB, RING_LIMIT),
         limit(f"{load}: threads", "", ours.threads, THREADS_LIMIT),
-        note(f"{load}: resident memory", "MiB", ours.resident / MIB, "with files that others may share"),
+        note(f"{load}: private memory, alone", "MiB", ours.alone / MIB, "where no other Python runs"),
         note(f"{load}: voluntary switches a second", "", ours.switches),
         note(f"{load}: points in an export", "", minute.points),
         note(f"{load}: CPU a second of the stand-in", "ms", minute.stand_in, "not in the first line"),
@@ -263,7 +259,6 @@ def _whole(binary: Path, missing: str) -> list[Result]:
     if theirs is not None:
         results += [
             note("node_exporter: private memory", "MiB", theirs.private / MIB),
-            note("node_exporter: resident memory", "MiB", theirs.resident / MIB),
             note("node_exporter: voluntary switches a second", "", theirs.switches),
         ]
     for thread, spent in sorted(minute.by_thread.items(), key=lambda item: -item[1]):

@@ -39,7 +39,7 @@ class _Node(node.Node):
         config.resource.attributes = {**config.resource.attributes, LABEL: said}
         super().__init__(config)
         traffic = VerbsTraffic(config.sources.verbs, self.series, self.ledger, self.connections, self.devices)
-        self.runners.append(Runner(traffic, self._lock))
+        self.runners.append(Runner(traffic, self._lock, self.journal))
         self._traffic = traffic
 
     def run(self, duration: float | None = None) -> None:

@@ -3,7 +3,8 @@
 The two take turns, once a second as they run on a node, while the counters advance. CPU is all that the
 sample costs until the values are in the series, with the looks for new devices, and all that the scrape
 costs node_exporter until the text is out; both are means over all rounds. Further lines say what of ours is
-reading and folding, and what is looking for devices, ports and files that came or went.
+reading and folding, what is looking for devices, ports and files that came or went, and what the fast samples
+of the traffic counters between two samples cost, which have no counterpart in a scrape.
 """
 
 from __future__ import annotations
@@ -45,6 +46,18 @@ class _Ours:
         self._source.fold(self._source.sample(), time.time_ns())
         return (time.process_time_ns() - began) / 1e6
 
+    def sample_fast(self) -> float:
+        """Milliseconds of CPU of one fast sample."""
+        began = time.process_time_ns()
+        self._source.sample_fast()
+        self._source.fold_fast(time.time_ns())
+        return (time.process_time_ns() - began) / 1e6
+
+    @property
+    def fast_interval(self) -> float:
+        """Seconds between two fast samples; 0 for none."""
+        return self._source.fast_interval
+
     @property
     def looks_every(self) -> float:
         """Seconds between two looks for devices."""
@@ -60,9 +73,10 @@ class _Ours:
 
 @dataclass(frozen=True)
 class _Turns:
-    """Milliseconds of each sample and scrape, and how many values they deliver."""
+    """Milliseconds of each sample, of each second's fast samples and of each scrape; what they deliver."""
 
     ours: list[float]
+    fast: list[float]
     peer: list[float]
     series: int
     values: int
@@ -71,7 +85,7 @@ class _Turns:
 
 def _take_turns(tree: Sysfs, peer: NodeExporter | None) -> _Turns:
     ours = _Ours(tree.root)
-    samples, scrapes, values = [], [], 0
+    samples, fasts, scrapes, values = [], [], [], 0
     began = time.monotonic()
     for number in range(ROUNDS):
         tree.advance(1.0)
@@ -80,10 +94,20 @@ def _take_turns(tree: Sysfs, peer: NodeExporter | None) -> _Turns:
             before = peer.watched.cpu_ns()
             values = peer.scrape()
             scrapes.append((peer.watched.cpu_ns() - before) / 1e6)
-        time.sleep(max(0.0, began + number + 1 - time.monotonic()))  # the pace of a node
-    turns = _Turns(samples, scrapes, ours.series, values, ours.looks_every)
+        fast, step = 0.0, ours.fast_interval
+        for more in range(1, round(1 / step) if step else 1):
+            _until(began + number + more * step)
+            fast += ours.sample_fast()
+        fasts.append(fast)
+        _until(began + number + 1)
+    turns = _Turns(samples, fasts, scrapes, ours.series, values, ours.looks_every)
     ours.close()
     return turns
+
+
+def _until(moment: float) -> None:
+    """The pace of a node: caches are as cold as they are there."""
+    time.sleep(max(0.0, moment - time.monotonic()))
 
 
 def measure() -> list[Result]:
@@ -109,6 +133,7 @@ def measure() -> list[Result]:
             whole - steady,
             f"every {turns.looks_every:g} s, its part of each",
         ),
+        note(f"{what}: fast samples of a second", "ms", mean(turns.fast), "traffic counters only"),
         *_growth(),
     ]
 

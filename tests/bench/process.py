@@ -29,10 +29,15 @@ class Watched:
         text = (self._proc / "smaps_rollup").read_text()
         return sum(int(kib) << 10 for kib in re.findall(r"^Private_\w+: +(\d+) kB", text, re.M))
 
-    def resident_bytes(self) -> int:
-        """All of it, with the pages of files that other processes may have mapped as well."""
-        match = re.search(r"^Rss: +(\d+) kB", (self._proc / "smaps_rollup").read_text(), re.M)
-        return int(match[1]) << 10 if match else 0
+    def alone_bytes(self) -> int:
+        """Private memory as it is where no other process runs this Python and these packages."""
+        total, own = self.private_bytes(), False
+        for line in (self._proc / "smaps").read_text().splitlines():
+            if _RANGE.match(line):
+                own = _group(_path(line)) not in ("system libraries", "kernel's")
+            elif own and line.startswith("Shared_Clean"):
+                total += int(line.split()[1]) << 10
+        return total
 
     def private_by_group(self) -> dict[str, int]:
         """Private bytes of each group of mappings: heap, anonymous, stacks, libraries, extensions, files."""
@@ -40,7 +45,7 @@ class Watched:
         group = ""
         for line in (self._proc / "smaps").read_text().splitlines():
             if _RANGE.match(line):
-                group = _group(line.split(maxsplit=5)[5] if line.count(" ") > 5 else "")
+                group = _group(_path(line))
             elif line.startswith("Private_"):
                 found[group] = found.get(group, 0) + (int(line.split()[1]) << 10)
         return {name: size for name, size in found.items() if size}
@@ -73,6 +78,7 @@ _GROUPS = (
     ("[heap", "heap"),
     ("[stack", "stack"),
     ("[", "kernel's"),
+    ("/ring", "the ring's file"),
     ("fabrictap/ext", "fabrictap's extensions"),
     ("fabrictap", "fabrictap's files"),
     ("bin/python", "python"),
@@ -80,10 +86,15 @@ _GROUPS = (
 )
 
 
+def _path(line: str) -> str:
+    """What a mapping in smaps maps; empty for anonymous memory."""
+    words = line.split(maxsplit=5)
+    return words[5] if len(words) > 5 else ""
+
+
 def _group(path: str) -> str:
-    path = path.strip()
     if "-packages/" in path:
-        return "package " + path.split("-packages/")[1].split("/")[0].split(".")[0]
+        return "package " + path.split("-packages/")[1].split("/", maxsplit=1)[0].split(".", maxsplit=1)[0]
     if not path:
         return "anonymous"
     return next((group for part, group in _GROUPS if part in path), "other files")

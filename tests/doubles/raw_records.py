@@ -8,7 +8,7 @@ import time
 from typing import Any
 
 from fabrictap.ext import records
-from fabrictap.ext.records import Post, PostKey, Posts, Record, decode
+from fabrictap.ext.records import PostKey, Record, decode, post_key
 
 EXITING, KERNEL, GID, ACCESS = 1, 2, 4, 8
 STATE, AV, PATH_MTU, RQ_PSN, SQ_PSN, DEST_QPN = 1 << 0, 1 << 7, 1 << 8, 1 << 12, 1 << 16, 1 << 20
@@ -16,14 +16,15 @@ STATE, AV, PATH_MTU, RQ_PSN, SQ_PSN, DEST_QPN = 1 << 0, 1 << 7, 1 << 8, 1 << 12,
 _HEAD = struct.Struct("<QQIIII16s64s")
 _QP = struct.Struct("<IIIIiIIIII16s16s")
 _MR = struct.Struct("<QQQIIII")
-_CM = struct.Struct("<Ii28s28sII")
+_CM = struct.Struct("<QIIiIII16s16x")
 _AH = struct.Struct("<Q16s")
 _UNION = 112
 _KEY = struct.Struct("<QQIIIBBBx")
 _POST = struct.Struct("<5Q33I4x")
 assert _HEAD.size + _UNION == records.RECORD_SIZE
-assert max(_QP.size, _MR.size, _CM.size, _AH.size) <= _UNION
+assert max(_QP.size, _MR.size, _AH.size) <= _UNION
 assert (_KEY.size, _POST.size) == (records.POST_KEY_SIZE, records.POST_SIZE)
+assert _CM.size == records.CM_RECORD_SIZE
 
 
 def _gid(text: str | None) -> bytes:
@@ -56,8 +57,9 @@ def mr(kind: int, device: str, lkey: int, length: int = 0, access: int | None = 
     return _record(kind, body, device, flags=flags, **head)
 
 
-def cm(kind: int, event: int, status: int = 0, **head: Any) -> Record:
-    return _record(kind, _CM.pack(event, status, bytes(28), bytes(28), 0, 0), "", **head)
+def cm(kind: int, event: int, status: int = 0, pid: int = 1) -> bytes:
+    """A record of the connection manager's own ring buffer."""
+    return _CM.pack(time.monotonic_ns(), kind, event, status, pid, pid, 0, b"app")
 
 
 def ah(identity: int, peer_gid: str, **head: Any) -> Record:
@@ -72,12 +74,11 @@ def post(
     qpn: int, operation: int = 2, *, operations: int = 1, size: int = 100, pid: int = 1, context: int = 0xC0,
     queue: int = records.QUEUE_SEND, qp_type: int = 2, peer_qpn: int = 0, handle: int = 0,
     slots: dict[int, int] | None = None,
-) -> tuple[PostKey, Post]:  # fmt: skip
-    """One counter: ``operations`` so far, each of ``size`` bytes in one SGE, half of them signaled."""
+) -> tuple[PostKey, bytes]:  # fmt: skip
+    """One counter and its value: ``operations`` of ``size`` bytes in one SGE each, half of them signaled."""
     sizes = [0] * records.SIZE_SLOTS
     for slot, count in (slots or {max(0, (size - 1).bit_length() + 1) if size else 0: operations}).items():
         sizes[slot] = count
     key = _KEY.pack(context, handle, pid, qpn, peer_qpn, operation, queue, qp_type)
     value = _POST.pack(operations, operations * size, operations, 0, operations // 2, *sizes)
-    ((made, counted),) = Posts().changed(key, value, 1, 1)
-    return made, counted
+    return post_key(key), value

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Iterable
 from typing import Any
 
 from doubles import raw_records as raw
 from fabrictap import catalog
 from fabrictap.config import Config
 from fabrictap.ext import records
-from fabrictap.ext.records import Post, PostKey, Record
+from fabrictap.ext.records import PostKey, Record, divide
 from fabrictap.ledger import Ledger
 from fabrictap.ledger.processes import Process
 from fabrictap.series import Series, SeriesTable
@@ -22,6 +23,23 @@ RECV = 128
 HERE, THERE = "fe80::1", "fe80::2"
 
 
+def read(verbs: Verbs, posts: Iterable[tuple[tuple[PostKey, bytes], str | None]]) -> None:
+    """What the source does with its map of posted work; with each counter the device of its context."""
+    found = list(posts)
+    keys = b"".join(key.raw for (key, _), _ in found)
+    verbs._posts.take(keys, b"".join(value for (_, value), _ in found), len(found), 1)
+    devices = {key.raw: device for (key, _), device in found}
+    for number in verbs._posts.strangers():
+        if (device := devices.get(verbs._posts.raw(number))) is not None:
+            verbs._posts.place(number, device)
+
+
+def sampled(happened: Iterable[Record], **sample: Any) -> Sample:
+    """A sample with these records, divided as the source does it."""
+    found, regions = divide(b"".join(record.raw for record in happened))
+    return Sample(records=found, regions=regions, received=len(found), **sample)
+
+
 class Node:
     """The source with what it folds into; time goes by one second a fold."""
 
@@ -29,8 +47,8 @@ class Node:
         config = Config()
         for name, patterns in devices.items():
             setattr(config.devices, name, patterns)
-        self.ledger = Ledger(config)
         self.table = SeriesTable(1000)
+        self.ledger = Ledger(config, self.table.ring)
         self.verbs = Verbs(config.sources.verbs, self.table, self.ledger)
         self.now = time.time_ns()
         self.deleted: list[bytes] = []
@@ -44,10 +62,10 @@ class Node:
 
     def fold(self, *happened: Record, posts: Any = None, **sample: Any) -> None:
         self.now += SECOND
-        located = None if posts is None else [(key, count, device) for (key, count), device in posts]
-        self.verbs.fold(Sample(records=list(happened), posts=located, **sample), self.now)
+        read(self.verbs, posts or [])
+        self.verbs.fold(sampled(happened, posts=posts is not None, **sample), self.now)
 
-    def tick(self, *posts: tuple[PostKey, Post], device: str | None = DEVICE, **sample: Any) -> None:
+    def tick(self, *posts: tuple[PostKey, bytes], device: str | None = DEVICE, **sample: Any) -> None:
         """A tick without records."""
         self.fold(posts=[(post, device) for post in posts], **sample)
 
@@ -55,6 +73,8 @@ class Node:
         """What the source would delete from the kernel's map now."""
         swept: list[bytes] = []
         self.verbs._post_fold.delete_retired(swept.append)
+        for key in swept:
+            assert self.verbs._posts.forget(key)
         return swept
 
     def find(self, metric: catalog.Metric, **attributes: Any) -> list[Series]:

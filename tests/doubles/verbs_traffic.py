@@ -71,7 +71,7 @@ class VerbsTraffic(Verbs):
         """Some connections while there are new ones, then a second's posts of all."""
         began = time.thread_time()
         happened = list(islice(self._lives, MAX_RECORDS))
-        sample = Sample(records=happened)
+        sample = Sample(records=happened, received=len(happened))
         for pid in sorted({record.pid for record in happened}):
             if pid not in self._known:
                 now_ns = time.time_ns()
@@ -82,10 +82,10 @@ class VerbsTraffic(Verbs):
             self._post()
         self.stand_in_seconds += time.thread_time() - began
         if self._connected:
-            sample.posts = [
-                (key, post, self._device(key))
-                for key, post in self._posts.changed(self._keys, bytes(self._values), self._count, _CPUS)
-            ]
+            sample.posts = True
+            self._posts.take(self._keys, bytes(self._values), self._count, _CPUS)
+            for number in self._posts.strangers():
+                self._posts.place(number, self._device(self._posts.key(number)))
         return sample
 
     def close(self) -> None:

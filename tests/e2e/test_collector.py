@@ -7,7 +7,7 @@ from fabrictap.catalog import Kind
 from fabrictap.config import Config, Duration, Export, File, Otlp, Signal
 from fabrictap.export import resource
 from fabrictap.export.exporter import Exporter
-from fabrictap.ledger.connections import Connection, Connections, Coverage, Posted
+from fabrictap.ledger.connections import Connection, Connections, Coverage
 from fabrictap.ledger.flows import Flows
 from fabrictap.series import Histogram, SeriesTable
 from support import eventually
@@ -51,7 +51,7 @@ class Node:
         connections.put(connection)
         connections.advance(connection, "rtr", NOW)
         connections.advance(connection, "rts", NOW + SECOND)
-        connection.posted["rdma_write"] = Posted(3, 3000)
+        connection.post("rdma_write", 3, 3000)
         self.flows.roll(NOW + 61 * SECOND)
         connections.remove(connection, "destroyed", NOW + 90 * SECOND)
 

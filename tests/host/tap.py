@@ -7,7 +7,9 @@ from typing import Any
 
 from doubles.provider.builder import FUNCTIONS, Double
 from fabrictap.ext import records
-from fabrictap.ext.records import Posts, Record, context_device, context_key, decode
+from fabrictap.ext.posts import Posts
+from fabrictap.ext.records import Record, context_device, context_key, decode
+from fabrictap.series import in_memory
 from fabrictap.sources.verbs.probes import attach_place, load_data
 
 #: What a counter counts: device, context, queue, number, QP type, operation, peer qpn, address handle.
@@ -43,7 +45,7 @@ class Tap:
                 attach_place(self.probes, place)
         assert self.probes.refused == {}
         self.map = self.probes.object.map("posts")
-        self.posts = Posts()
+        self.posts = Posts(in_memory(1), self.map.max_entries)
         self.handles: list[Record] = []
 
     def close(self) -> None:
@@ -63,10 +65,8 @@ class Tap:
         return fresh
 
     def moved(self) -> list[tuple[records.PostKey, records.Post]]:
-        found = []
-        for keys, values, count in self.map.batches():
-            found += self.posts.changed(keys, values, count, self.map.cpus)
-        return found
+        self.posts.read(self.map)
+        return self.posts.drain()
 
     def counters(self, pid: int) -> dict[What, Count]:
         """What moved since the last time in the process ``pid``; other processes count nothing here."""

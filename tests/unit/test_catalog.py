@@ -11,6 +11,7 @@ import fabrictap
 from fabrictap import catalog
 from fabrictap.catalog import Kind, Standard
 from fabrictap.ext import records
+from fabrictap.ledger import names
 from fabrictap.ledger.memory import REMOTE_ATOMIC, REMOTE_READ, REMOTE_WRITE, MemoryRegion
 from fabrictap.sources.rdma_netlink import reconcile as rdma_reconcile
 from fabrictap.sources.verbs import control as verbs_control
@@ -20,7 +21,9 @@ from fabrictap.view import catalog as view
 
 PACKAGE = Path(fabrictap.__file__).parent
 ROOT = Path(__file__).parents[2]
-NAME = re.compile(r"(rdma|hw|fabrictap|process|network|otel|cpu|error)(\.[a-z][a-z0-9_]*)+")
+NAME = re.compile(
+    r"(rdma|hw|fabrictap|process|network|otel|cpu|error|k8s|container|slurm|systemd)(\.[a-z][a-z0-9_]*)+"
+)
 #: UCUM as the semantic conventions use it: bytes, seconds, ratios, and annotations of things in the singular.
 UNIT = re.compile(r"By|s|1|By/s|\{[a-z_]+\}")
 
@@ -66,8 +69,13 @@ def test_what_the_conventions_define_is_marked_so():
 
 def test_closed_sets_are_what_the_code_says():
     operations = set(catalog.RDMA_OPERATION.values)
-    assert set(verbs_posts.OPERATIONS.values()) | {"unknown"} == operations
+    assert set(names.OPERATIONS) == operations
+    assert set(verbs_posts._OPERATION.values()) == set(range(len(names.OPERATIONS)))
     types = set(catalog.RDMA_QP_TYPE.values)
+    assert set(names.QP_TYPES) == types
+    assert set(names.QP_STATES) == set(catalog.RDMA_QP_STATE.values)
+    assert set(names.COVERAGES) == set(catalog.COVERAGE.values)
+    assert set(names.ORIGINS) == set(catalog.ORIGIN.values)
     assert set(verbs_control.QP_TYPES.values()) | {"srq", "unknown"} == types
     assert set(rdma_reconcile._TYPES.values()) | {"srq", "unknown"} == types
     assert set(verbs_control.QP_STATES) | {"unknown"} == set(catalog.RDMA_QP_STATE.values)

@@ -5,6 +5,7 @@ import logging
 
 import pytest
 
+from doubles.kubelet import Kubelet, answer
 from fabrictap.config import Config, Devices, Export, File, Infiniband, Otlp, Signal, Sources
 from fabrictap.ext.bpf import BpfError
 from fabrictap.sources.verbs import providers
@@ -165,3 +166,27 @@ def test_devices_that_are_left_out_are_not_said_to_be_missing(node, tmp_path):
     (tmp_path / "class" / "infiniband" / "mlx5_0" / "ports").mkdir(parents=True)
     node.devices = Devices(deny=["*"])
     assert checks(node)["RDMA devices"].found == "1 left out by devices.allow and devices.deny"
+
+
+def test_a_kubelet_is_asked_and_what_it_does_not_say_is_missing(node, tmp_path):
+    kubelet = node.sources.kubelet
+    assert checks(node)["kubelet"].status == "absent"
+    kubelet.socket, kubelet.pods_log_dir = str(tmp_path / "k"), str(tmp_path / "pods")
+    kubelet.enabled = "on"
+    found = checks(node)
+    assert [found[f"kubelet: {what}"].status for what in ("devices of pods", "names of pods")] == [
+        "missing"
+    ] * 2
+    assert "does not answer: unavailable" in found["kubelet: devices of pods"].found
+    (tmp_path / "pods" / f"ml_train-0_{'0' * 32}").mkdir(parents=True)
+    device = {"resource_name": "nvidia.com/gpu", "device_ids": ["GPU-1"]}
+    pod = {"name": "train-0", "namespace": "ml", "containers": [{"name": "main", "devices": [device]}]}
+    stand_in = Kubelet(tmp_path / "k", lambda: answer([pod]))
+    try:
+        found = checks(node)
+    finally:
+        stand_in.stop()
+    assert found["kubelet: devices of pods"].found == "1 pods, 1 devices given to them"
+    assert found["kubelet: names of pods"].found == "1 pods and 0 containers named"
+    kubelet.enabled = "off"
+    assert "switched off" in checks(node)["kubelet"].found

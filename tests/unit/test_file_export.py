@@ -24,7 +24,7 @@ from fabrictap.series import Histogram, SeriesTable
 def metrics_request():
     table = SeriesTable(10)
     table.series(catalog.NETWORK_IO, {"hw.id": "mlx5_0/1", "rdma.port": 1}, 10**18).set(2**60, 10**18)
-    table.series(catalog.SOURCE_DURATION, {}, 10**18).set(0.5, 10**18)
+    table.series(catalog.SAMPLE_INTERVAL, {}, 10**18).set(0.5, 10**18)
     table.series(catalog.VERBS_MESSAGE_SIZE, {}, 10**18).set(Histogram(3, 7, 1, 2, [1, 1]), 10**18)
     tree = MetricsTree(table, {"service.name": "fabrictap"})
     tree.update(10**18 + 5)
@@ -50,7 +50,7 @@ def test_metrics_are_protobuf_json_with_numbers_for_enumerations_and_strings_for
     (point,) = total["dataPoints"]
     assert (point["asInt"], point["timeUnixNano"]) == (str(2**60), str(10**18 + 5))
     assert {"key": "rdma.port", "value": {"intValue": "1"}} in point["attributes"]
-    assert metrics["fabrictap.source.sample.duration"]["gauge"]["dataPoints"][0]["asDouble"] == 0.5
+    assert metrics["fabrictap.source.fast.interval"]["gauge"]["dataPoints"][0]["asDouble"] == 0.5
     (histogram,) = metrics["rdma.verbs.message.size"]["exponentialHistogram"]["dataPoints"]
     assert (histogram["count"], histogram["zeroCount"]) == ("3", "1")
     assert histogram["positive"] == {"offset": 2, "bucketCounts": ["1", "1"]}
@@ -61,7 +61,7 @@ def test_what_is_written_by_hand_is_what_protobuf_writes():
     values = [0, -1, 2**62, 0.0, 1.5, 1e300, float("nan"), float("inf"), float("-inf"), 2**63]
     for number, value in enumerate(values):
         attributes = {"text": 'a"\\\n\u00e9', "number": number - 1, "yes": True, "no": False}
-        for metric in (catalog.NETWORK_IO, catalog.SOURCE_DURATION):
+        for metric in (catalog.NETWORK_IO, catalog.SAMPLE_INTERVAL):
             table.series(metric, attributes, number).set(value, number)
     ended = table.series(catalog.NETWORK_UP, {}, 1)
     ended.set(1, 1)

@@ -3,7 +3,7 @@
 import pytest
 
 from fabrictap import catalog
-from fabrictap.ledger.connections import Connection, Connections, Coverage, Posted
+from fabrictap.ledger.connections import Connection, Connections, Coverage
 from fabrictap.ledger.flows import FlowId, Flows
 
 SECOND = 10**9
@@ -38,9 +38,7 @@ class Node:
         return self.spans()
 
     def post(self, operation, operations, size):
-        posted = self.connection.posted.setdefault(operation, Posted())
-        posted.operations += operations
-        posted.bytes += size
+        self.connection.post(operation, operations, size)
 
     def roll(self, after):
         self.now += after * SECOND

@@ -497,7 +497,7 @@ def test_what_the_probes_know_is_left_as_it_is(kernel: Kernel):
     node.tick()
     assert node.ledger.connections.get("rxe0", 7) is connection
     assert (connection.peer_qpn, connection.coverage.kind, connection.origin) == (3, "exact", "probe")
-    assert node.ledger.memory.get("rxe0", 40) is region_
+    assert node.ledger.memory.get("rxe0", 40) == region_
     assert node.ledger.contexts.get("rxe0", os.getpid()).count == 1
 
 

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from doubles import raw_records as raw
+from doubles.verbs_node import read, sampled
 from fabrictap.config import Config
 from fabrictap.ext import records
 from fabrictap.ext.records import Record, decode
@@ -121,8 +122,8 @@ class Node:
 
     def fold(self, *happened: Record, posts: Any = None) -> None:
         self.now += SECOND
-        located = None if posts is None else [(key, count, "mlx5_0") for key, count in posts]
-        self.verbs.fold(Sample(records=list(happened), posts=located), self.now)
+        read(self.verbs, [(post, "mlx5_0") for post in posts or ()])
+        self.verbs.fold(sampled(happened, posts=posts is not None), self.now)
 
     def holders(self) -> tuple[set[int | None], set[int | None], set[int]]:
         return (

@@ -1,5 +1,7 @@
 from collections.abc import Iterator, Sequence
 
+from fabrictap.ext.fold import KeyedFold
+
 class BpfError(Exception):
     errno: int
     program: str | None
@@ -42,5 +44,12 @@ class Map:
 class RingBuffer:
     received: int
     misfits: int
-    def __init__(self, owner: Object, map_name: str, record_size: int, records: int = 4096) -> None: ...
+    def __init__(
+        self,
+        owner: Object,
+        map_name: str,
+        record_size: int,
+        records: int = 4096,
+        into: KeyedFold | None = None,
+    ) -> None: ...
     def poll(self, timeout_ms: int) -> bytes: ...

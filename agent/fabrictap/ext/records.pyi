@@ -1,4 +1,7 @@
 RECORD_SIZE: int
+CM_RECORD_SIZE: int
+CM_KEY_AT: int
+CM_KEY_SIZE: int
 POST_KEY_SIZE: int
 POST_SIZE: int
 SIZE_SLOTS: int
@@ -24,6 +27,7 @@ QUEUE_RECEIVE: int
 QUEUE_SHARED_RECEIVE: int
 
 class Record:
+    raw: bytes
     kind: int
     time_ns: int
     cgroup_id: int
@@ -52,11 +56,6 @@ class Record:
     mr_length: int
     mr_lkey: int
     mr_rkey: int
-    cm_event: int
-    cm_status: int
-    cm_source: str | None
-    cm_destination: str | None
-    cm_qpn: int
     ah_id: int
     ah_peer_gid: str | None
     qp_ex_functions: list[int | None]
@@ -81,12 +80,10 @@ class Post:
     signaled: int
     sizes: tuple[int, ...]
 
-class Posts:
-    def __len__(self) -> int: ...
-    def changed(self, keys: bytes, values: bytes, count: int, cpus: int) -> list[tuple[PostKey, Post]]: ...
-    def forget(self, raw: bytes) -> None: ...
-
+def post_key(raw: bytes) -> PostKey: ...
+def post(raw: bytes) -> Post: ...
 def decode(batch: bytes) -> list[Record]: ...
+def divide(batch: bytes) -> tuple[list[Record], bytes]: ...
 def context_key(context: int, pid: int) -> bytes: ...
 def context_device(value: bytes) -> str: ...
 def sum_per_cpu(value: bytes) -> int: ...

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-
 from fabrictap import catalog
 from fabrictap.catalog import Metric
+from fabrictap.ext.ring import NO_SERIES
 from fabrictap.ledger import Ledger
 from fabrictap.ledger.connections import Connection
 from fabrictap.series import Attributes, AttributeValue, Series, SeriesTable
@@ -17,57 +16,81 @@ class Inventory:
     def __init__(self, series: SeriesTable, ledger: Ledger) -> None:
         self._series = series
         self._ledger = ledger
+        #: Of contexts and memory, by identity.
         self._live: dict[int, Series] = {}
+        #: Connections that the full table of series has refused: tried again when it has room.
+        self._refused: set[Connection] = set()
+        self._names = 0
 
     def fold(self, now_ns: int) -> None:
-        """Recount everything."""
+        """Bring everything up to date. Queue pairs cost what has changed of them."""
+        self._connections(now_ns)
         live: dict[int, Series] = {}
+        totals: dict[int, int] = {}
 
         def put(metric: Metric, attributes: Attributes, value: int) -> None:
             made = self._series.series(metric, attributes, now_ns)
-            made.set(value, now_ns)
+            # Processes whose identity is short of detail share a series.
+            totals[id(made)] = totals.get(id(made), 0) + value
+            made.set(totals[id(made)], now_ns)
             live[id(made)] = made
 
-        for connection in self._ledger.connections:
-            put(catalog.QP_STATUS, _qp(connection), 1)
         for context in self._ledger.contexts:
             attributes = {
-                **self._process(context.pid),
+                **self._ledger.identity(context.pid),
                 "rdma.device": context.device,
                 "fabrictap.origin": context.origin,
             }
             put(catalog.CONTEXT_COUNT, attributes, context.count)
-        for (pid, device, access, atomic), (count, size) in self._memory().items():
+        for regions in self._ledger.memory.sums():
             attributes = {
-                **self._process(pid),
-                "rdma.device": device,
-                "rdma.memory_region.remote_access": access,
+                **self._ledger.identity(regions.pid),
+                "rdma.device": regions.device,
+                "rdma.memory_region.remote_access": regions.remote_access,
             }
-            if atomic is not None:
-                attributes["rdma.memory_region.remote_atomic"] = atomic
-            put(catalog.MR_COUNT, attributes, count)
-            put(catalog.MR_SIZE, attributes, size)
+            if regions.remote_atomic is not None:
+                attributes["rdma.memory_region.remote_atomic"] = regions.remote_atomic
+            put(catalog.MR_COUNT, attributes, regions.count)
+            put(catalog.MR_SIZE, attributes, regions.bytes)
         for key, series in self._live.items():
             if key not in live:
-                # What is no more is 0 once: a queue pair that changed its state is not counted twice.
-                series.set(0, now_ns)
-                self._series.end(series)
+                self._end(series, now_ns)
         self._live = live
         self._tables(now_ns)
 
-    def _process(self, pid: int | None) -> dict[str, AttributeValue]:
-        if pid is None:
-            return {"process.executable.name": "[kernel]"}
-        process = self._ledger.processes.get(pid)
-        return {"process.pid": pid} | ({"process.executable.name": process.name} if process else {})
+    def _connections(self, now_ns: int) -> None:
+        ledger = self._ledger
+        for pid in ledger.processes.take_changed():
+            ledger.connections.touch(pid)
+        changed = set(ledger.connections.take_changed())
+        if self._names != ledger.workloads.version:
+            # The names of pods have changed: whose is not known without asking.
+            self._names = ledger.workloads.version
+            changed.update(ledger.connections)
+        if len(self._series) < self._series.capacity:
+            changed |= self._refused
+            self._refused.clear()
+        # What has ended first: a number that came again may have the same attributes.
+        for connection in sorted(changed, key=_lives):
+            before, now = connection.status, None
+            if not connection.ended:
+                identity = ledger.identity(connection.pid, connection.process)
+                now = self._series.series(catalog.QP_STATUS, {**identity, **_qp(connection)}, now_ns)
+                if now is before:
+                    continue
+                now.set(1, now_ns)
+                if now.slot == NO_SERIES:
+                    self._refused.add(connection)
+            if before is not None:
+                self._end(before, now_ns)
+            connection.status = now
+            if connection.ended:
+                self._refused.discard(connection)
 
-    def _memory(self) -> Mapping[tuple[int | None, str, str, bool | None], tuple[int, int]]:
-        sums: dict[tuple[int | None, str, str, bool | None], tuple[int, int]] = {}
-        for region in self._ledger.memory:
-            key = (region.pid, region.device, region.remote_access, region.remote_atomic)
-            count, size = sums.get(key, (0, 0))
-            sums[key] = (count + 1, size + region.length)
-        return sums
+    def _end(self, series: Series, now_ns: int) -> None:
+        """What is no more is 0 once: a queue pair that changed its state is not counted twice."""
+        series.set(0, now_ns)
+        self._series.end(series)
 
     def _tables(self, now_ns: int) -> None:
         ledger = self._ledger
@@ -79,16 +102,20 @@ class Inventory:
             ("processes", len(ledger.processes), ledger.processes.dropped),
             ("flows", len(ledger.flows), 0),
             ("spans", ledger.flows.waiting, ledger.flows.dropped),
+            ("identities", len(ledger.workloads.budget), 0),
+            ("device_assignments", ledger.workloads.assigned, ledger.workloads.devices_dropped),
         ):
             attributes = {"fabrictap.table": name}
             self._series.series(catalog.TABLE_ENTRIES, attributes, now_ns).set(entries, now_ns)
             self._series.series(catalog.TABLE_EVICTED, attributes, now_ns).observe(dropped, now_ns)
 
 
+def _lives(connection: Connection) -> bool:
+    return not connection.ended
+
+
 def _qp(connection: Connection) -> dict[str, AttributeValue]:
     known: dict[str, AttributeValue | None] = {
-        "process.pid": connection.pid,
-        "process.executable.name": connection.process,
         "rdma.device": connection.device,
         "rdma.port": connection.port,
         "rdma.qp.number": connection.qpn,

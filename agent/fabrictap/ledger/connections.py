@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
 from datetime import datetime, timezone
 
+from fabrictap.ext.connections import ConnectionRow
+from fabrictap.ext.ring import Ring, Series
 from fabrictap.ledger.flows import Flow, Flows
+from fabrictap.ledger.processes import Process, Processes
 
 #: QP types that are bound to one peer.
 CONNECTED = frozenset({"rc", "uc", "xrc_ini", "xrc_tgt"})
 
 
-@dataclass(slots=True)
+@dataclass(frozen=True, slots=True)
 class Posted:
     """Work requests posted to a connection with one opcode, cumulative. ``bytes``: sum of SGE lengths."""
 
@@ -20,7 +23,7 @@ class Posted:
     bytes: int = 0
 
 
-@dataclass(slots=True)
+@dataclass(frozen=True, slots=True)
 class Coverage:
     """How well posts to a connection are seen. ``since_ns``: nanoseconds since the epoch."""
 
@@ -36,45 +39,87 @@ class Coverage:
         return moment.isoformat(timespec="milliseconds").replace("+00:00", "Z")
 
 
-@dataclass(slots=True, eq=False)
-class Connection:
+class Connection(ConnectionRow):
     """One queue pair. What is not known is None: a snapshot knows neither GIDs nor first PSNs.
 
     ``pid`` is None for a kernel user. ``created_ns`` is nanoseconds since the epoch, or when the
-    agent first saw it where ``origin`` is netlink.
+    agent first saw it where ``origin`` is netlink. What the ring has a place for is kept there.
     """
 
-    device: str
-    qpn: int
-    type: str
-    state: str
-    pid: int | None
-    process: str
-    created_ns: int
-    origin: str
-    coverage: Coverage
-    port: int | None = None
-    gid: str | None = None
-    peer_gid: str | None = None
-    peer_qpn: int | None = None
-    sq_psn: int | None = None
-    rq_psn: int | None = None
-    mtu: int | None = None
-    posted: dict[str, Posted] = field(default_factory=dict)
-    sender: Flow | None = None
-    receiver: Flow | None = None
-    #: Software holds the function pointers of ibv_wr_*: its posts may go unseen.
-    extended: bool = False
+    __slots__ = ("extended", "owner", "receiver", "sender", "status")
+
+    def __init__(  # noqa: PLR0917 - the fields, in the order that the ledger has always had
+        self,
+        device: str,
+        qpn: int,
+        type: str,  # noqa: A002 - the catalog's word
+        state: str,
+        pid: int | None,
+        process: str,
+        created_ns: int,
+        origin: str,
+        coverage: Coverage,
+        port: int | None = None,
+        gid: str | None = None,
+        peer_gid: str | None = None,
+        peer_qpn: int | None = None,
+        sq_psn: int | None = None,
+        rq_psn: int | None = None,
+        mtu: int | None = None,
+    ) -> None:
+        super().__init__(device, qpn, type, state, pid, process, created_ns, origin)
+        self.cover(coverage.kind, coverage.since_ns)
+        self.port = port
+        self.gid = gid
+        self.peer_gid = peer_gid
+        self.peer_qpn = peer_qpn
+        self.sq_psn = sq_psn
+        self.rq_psn = rq_psn
+        self.mtu = mtu
+        self.sender: Flow | None = None
+        self.receiver: Flow | None = None
+        #: Software holds the function pointers of ibv_wr_*: its posts may go unseen.
+        self.extended = False
+        #: What exports it as a queue pair, kept by who does that.
+        self.status: Series | None = None
+        #: Its process as it was when the connection was made: the pid may be another's by the time it ends.
+        self.owner: Process | None = None
+
+    @property
+    def coverage(self) -> Coverage:
+        return Coverage(self.coverage_kind, self.since_ns)
+
+    @coverage.setter
+    def coverage(self, coverage: Coverage) -> None:
+        self.cover(coverage.kind, coverage.since_ns)
+
+    @property
+    def posted(self) -> dict[str, Posted]:
+        """What was posted until now, by opcode."""
+        return {name: Posted(operations, size) for name, operations, size in self.posted_totals()}
 
 
 class Connections:
-    """(device, qpn) -> Connection. When full, the newest is refused and counted."""
+    """(device, qpn) -> Connection. When full, the newest is refused and counted.
 
-    def __init__(self, capacity: int, flows: Flows) -> None:
+    ``memory``: the ring whose table of connections shows them to other processes. One that is full costs a
+    connection its row there, which is counted in ``unlisted``, and nothing else.
+    """
+
+    def __init__(
+        self, capacity: int, flows: Flows, memory: Ring | None = None, processes: Processes | None = None
+    ) -> None:
         self.capacity = capacity
         self.dropped = 0
+        self.unlisted = 0
         self._flows = flows
+        self._ring = memory
+        self._processes = processes
         self._connections: dict[tuple[str, int], Connection] = {}
+        self._of_pid: dict[int, dict[Connection, None]] = {}
+        self._arrived: dict[Connection, None] = {}
+        #: What has changed, for who exports it; of those that have ended, what was exported before.
+        self._changed: set[Connection] = set()
 
     def __len__(self) -> int:
         return len(self._connections)
@@ -85,13 +130,46 @@ class Connections:
     def get(self, device: str, qpn: int) -> Connection | None:
         return self._connections.get((device, qpn))
 
+    def of_process(self, pid: int) -> list[Connection]:
+        """The connections of a process."""
+        return list(self._of_pid.get(pid, ()))
+
+    def pids(self) -> Iterable[int]:
+        """The processes that have connections."""
+        return self._of_pid.keys()
+
+    def touch(self, pid: int) -> None:
+        """What is known of a process has changed, and so what its connections are exported with."""
+        self._changed.update(self._of_pid.get(pid, ()))
+
     def put(self, connection: Connection) -> bool:
         """Add a new connection. False when the table is full."""
         if len(self._connections) >= self.capacity:
             self.dropped += 1
             return False
+        if self._ring is not None and not connection.list_in(self._ring, connection.created_ns):
+            self.unlisted += 1
+        if self._processes is not None and connection.pid is not None:
+            connection.owner = self._processes.get(connection.pid)
         self._connections[(connection.device, connection.qpn)] = connection
+        if connection.pid is not None:
+            self._of_pid.setdefault(connection.pid, {})[connection] = None
+        self._arrived[connection] = None
+        self._changed.add(connection)
+        connection.tell_changes(self._changed)
         return True
+
+    def take_arrived(self) -> list[Connection]:
+        """The connections that were added since the last call and are still there."""
+        arrived = list(self._arrived)
+        self._arrived.clear()
+        return arrived
+
+    def take_changed(self) -> list[Connection]:
+        """The connections that came, changed or ended since the last call; posts are no change."""
+        changed = list(self._changed)
+        self._changed.clear()
+        return changed
 
     def advance(self, connection: Connection, state: str, now_ns: int) -> None:
         """Move to ``state`` and open or close the flows that this implies.
@@ -118,4 +196,16 @@ class Connections:
     def remove(self, connection: Connection, reason: str, now_ns: int) -> None:
         """End a connection and its flows for ``reason`` (catalog: rdma.flow.close_reason)."""
         self.close_flows(connection, reason, now_ns)
-        self._connections.pop((connection.device, connection.qpn), None)
+        key = (connection.device, connection.qpn)
+        if self._connections.get(key) is not connection:
+            return
+        del self._connections[key]
+        self._arrived.pop(connection, None)
+        if (siblings := self._of_pid.get(connection.pid or 0)) is not None:
+            siblings.pop(connection, None)
+            if not siblings:
+                del self._of_pid[connection.pid or 0]
+        connection.unlist(now_ns)
+        if connection.status is None:
+            # Nobody has heard of it: what comes and goes between two exports is not kept for the next.
+            self._changed.discard(connection)

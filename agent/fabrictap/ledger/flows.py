@@ -13,6 +13,7 @@ import os
 import socket
 import struct
 from collections import deque
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -25,6 +26,7 @@ INBOUND = frozenset({"rdma_read", "atomic_cmp_and_swp", "atomic_fetch_and_add"})
 LOCAL = frozenset({"local_inv", "bind_mw"})
 
 AttributeValue = str | int | bool
+Identity = Callable[["Connection"], Mapping[str, AttributeValue]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,10 +101,12 @@ class FinishedSpan:
 class Flows:
     """The live flows and the spans that have ended and wait for the exporter (the oldest go when full)."""
 
-    def __init__(self, capacity: int, window_ns: int) -> None:
+    def __init__(self, capacity: int, window_ns: int, identity: Identity | None = None) -> None:
+        """``identity``: who a connection belongs to, as attributes; without it, its pid and name."""
         self.capacity = capacity
         self.dropped = 0
         self._window_ns = window_ns
+        self._identity = identity
         self._live: dict[Flow, None] = {}
         self._finished: deque[FinishedSpan] = deque()
 
@@ -138,7 +142,7 @@ class Flows:
         del self._live[flow]
         if flow.windows:
             self._finish_window(flow, now_ns)
-        attributes = _attributes(flow, flow.baseline)
+        attributes = self._attributes(flow, flow.baseline)
         attributes["rdma.flow.close_reason"] = reason
         parent = flow.id.sender_span_id if flow.role == "receiver" and flow.id.exact else None
         other = flow.connection.sender if flow.role == "receiver" else flow.connection.receiver
@@ -184,12 +188,18 @@ class Flows:
                 flow.span_id,
                 flow.window_start_ns,
                 max(now_ns, flow.window_start_ns),
-                _attributes(flow, flow.window),
+                self._attributes(flow, flow.window),
                 flow.role == "sender",
             )
         )
         flow.window = _totals(flow.connection, flow.role)
         flow.window_start_ns = now_ns
+
+    def _attributes(self, flow: Flow, since: dict[str, tuple[int, int]]) -> dict[str, AttributeValue]:
+        attributes = _attributes(flow, since)
+        if self._identity is not None:
+            attributes.update(self._identity(flow.connection))
+        return attributes
 
     def _finish(self, span: FinishedSpan) -> None:
         if len(self._finished) >= self.capacity:
@@ -201,8 +211,8 @@ class Flows:
 def _totals(connection: Connection, role: str) -> dict[str, tuple[int, int]]:
     """What this node posted in the direction: a sender's sends and writes, a receiver's reads and buffers."""
     return {
-        operation: (posted.operations, 0 if operation == "recv" else posted.bytes)
-        for operation, posted in connection.posted.items()
+        operation: (operations, 0 if operation == "recv" else size)
+        for operation, operations, size in connection.posted_totals()
         if operation not in LOCAL and (operation in INBOUND or operation == "recv") == (role == "receiver")
     }
 

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+
+from fabrictap import catalog
+from fabrictap.ext.regions import RegionTable
+from fabrictap.ext.ring import Ring
 
 # Access flags of a memory region: enum ibv_access_flags, libibverbs/verbs.h.
 REMOTE_WRITE = 1 << 1
@@ -11,9 +15,12 @@ REMOTE_READ = 1 << 2
 REMOTE_ATOMIC = 1 << 3
 
 
-@dataclass(slots=True)
+@dataclass(frozen=True, slots=True)
 class MemoryRegion:
-    """One memory region. ``length`` in bytes; ``access`` is None where it was not seen."""
+    """One memory region. ``length`` in bytes; ``access`` is None where it was not seen.
+
+    ``serial`` is given by the table and tells two registrations with one key apart.
+    """
 
     device: str
     lkey: int
@@ -22,6 +29,7 @@ class MemoryRegion:
     address: int | None
     length: int
     access: int | None
+    serial: int = field(default=0, compare=False)
 
     @property
     def remote_access(self) -> str:
@@ -36,43 +44,81 @@ class MemoryRegion:
         return None if self.access is None else bool(self.access & REMOTE_ATOMIC)
 
 
-class MemoryRegions:
-    """(device, lkey) -> MemoryRegion; the newest is refused when full."""
+@dataclass(frozen=True, slots=True)
+class RegionSum:
+    """The regions of one process on one device with which a peer may do the same. ``bytes``: together."""
 
-    def __init__(self, capacity: int) -> None:
+    pid: int | None
+    device: str
+    remote_access: str
+    remote_atomic: bool | None
+    count: int
+    bytes: int
+
+
+class MemoryRegions:
+    """(device, lkey) -> MemoryRegion; the newest is refused when full. Kept in C (ext/regions.pyx).
+
+    ``wanted`` says which devices' records are folded; ``memory`` is the ring that gets the events of them.
+    """
+
+    def __init__(
+        self, capacity: int, wanted: Callable[[str], bool] = bool, memory: Ring | None = None
+    ) -> None:
         self.capacity = capacity
-        self.dropped = 0
-        self._regions: dict[tuple[str, int], MemoryRegion] = {}
+        kinds = {event: number for number, event in enumerate(catalog.events())}
+        self._table = RegionTable(
+            capacity, wanted, memory, kinds[catalog.MR_REGISTERED], kinds[catalog.MR_DEREGISTERED]
+        )
 
     def __len__(self) -> int:
-        return len(self._regions)
+        return len(self._table)
 
     def __iter__(self) -> Iterator[MemoryRegion]:
-        return iter(self._regions.values())
+        return (MemoryRegion(*found) for found in self._table.regions())
+
+    @property
+    def dropped(self) -> int:
+        return self._table.dropped
+
+    def keys(self) -> list[tuple[str, int]]:
+        """(device, lkey) of every region."""
+        return self._table.keys()
+
+    def sums(self) -> list[RegionSum]:
+        """All regions, by who may do what with them; costs what there are of such kinds, not of regions."""
+        return [RegionSum(*found) for found in self._table.sums()]
+
+    def fold(self, records: bytes, offset_ns: int) -> None:
+        """Fold records of the probes of registrations and their ends. See RegionTable.fold."""
+        self._table.fold(records, offset_ns)
 
     def get(self, device: str, lkey: int) -> MemoryRegion | None:
-        return self._regions.get((device, lkey))
+        found = self._table.find(device, lkey)
+        return None if found is None else MemoryRegion(*found)
 
     def put(self, region: MemoryRegion) -> None:
-        key = (region.device, region.lkey)
-        if key not in self._regions and len(self._regions) >= self.capacity:
-            self.dropped += 1
-            return
-        self._regions[key] = region
+        self._table.put(
+            region.device,
+            region.lkey,
+            region.rkey,
+            region.pid,
+            region.address,
+            region.length,
+            region.access,
+        )
 
     def remove(self, device: str, lkey: int) -> None:
-        self._regions.pop((device, lkey), None)
+        self._table.remove(device, lkey)
 
     def remove_device(self, device: str) -> None:
-        for key in [key for key in self._regions if key[0] == device]:
-            del self._regions[key]
+        self._table.remove_device(device)
 
     def remove_process(self, pid: int) -> None:
-        for key in [key for key, region in self._regions.items() if region.pid == pid]:
-            del self._regions[key]
+        self._table.remove_process(pid)
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, eq=False)
 class Context:
     """A device held open by a process, ``count`` times."""
 

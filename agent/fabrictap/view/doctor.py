@@ -15,7 +15,10 @@ from pathlib import Path
 from fabrictap.config import Config
 from fabrictap.ext.bpf import BpfError, KernelTypes, has_bpf_loop
 from fabrictap.ledger.devices import DeviceFilter
+from fabrictap.ledger.workloads.podlogs import PodLogs
 from fabrictap.sources.infiniband import sysfs as ib_sysfs
+from fabrictap.sources.kubelet import podresources
+from fabrictap.sources.kubelet.source import Kubelet
 from fabrictap.sources.verbs import providers
 from fabrictap.version import VERSION
 
@@ -78,6 +81,7 @@ def examine(config: Config, *, quick: bool = False) -> Iterator[Check]:
     yield from _devices(config)
     if not quick:
         yield from _providers()
+        yield from _kubelet(config)
     yield _gpus()
 
 
@@ -248,6 +252,32 @@ def _providers() -> Iterator[Check]:
             yield Check(place.function, "missing", f"{found}: {error.strerror}", "its calls are not counted")
             continue
         yield Check(place.function, "ok", found, cost)
+
+
+def _kubelet(config: Config) -> Iterator[Check]:
+    kubelet, limits = config.sources.kubelet, config.limits
+    if not Kubelet.wanted(kubelet):
+        found = "switched off" if kubelet.enabled == "off" else "no kubelet on this node"
+        yield Check("kubelet", "absent", f"{found}; Slurm jobs and plain containers are named without")
+        return
+    what = "kubelet: devices of pods"
+    try:
+        answer = podresources.fetch(kubelet.socket, 5.0)
+        assigned = podresources.decode(answer, limits.pods, limits.device_assignments)
+    except podresources.PodResourcesError as error:
+        fix = f"mount {Path(kubelet.socket).parent} into the agent's container, or sources.kubelet.socket"
+        yield Check(what, "missing", str(error), "it is not known which pod has which device", fix)
+    else:
+        yield Check(what, "ok", f"{assigned.pods} pods, {len(assigned.devices)} devices given to them")
+    what = "kubelet: names of pods"
+    try:
+        names = PodLogs(kubelet.pods_log_dir, limits.pods).listing()
+    except OSError as error:
+        found = f"{kubelet.pods_log_dir} cannot be read: {error.strerror}"
+        fix = "mount the node's /var/log into the container, read-only, or set sources.kubelet.pods_log_dir"
+        yield Check(what, "missing", found, "pods are told by uid, containers by id, without names", fix)
+    else:
+        yield Check(what, "ok", f"{len(names.pods)} pods and {len(names.containers)} containers named")
 
 
 def _gpus() -> Check:

@@ -27,7 +27,10 @@ class _Seen(Generic[_V]):
 
 
 class Presence(Generic[_K, _V]):
-    """Objects by key, with who the kernel said they belong to. Bounded by what the ledger holds."""
+    """Objects by key, with who the kernel said they belong to. Bounded by what the ledger holds.
+
+    Values are equal where they are the same object of the kernel.
+    """
 
     def __init__(self) -> None:
         self._seen: dict[_K, _Seen[_V]] = {}
@@ -36,7 +39,7 @@ class Presence(Generic[_K, _V]):
         """The kernel lists ``value``. False where the key now belongs to another thread than it did."""
         before = self._seen.get(key)
         self._seen[key] = _Seen(value, pid, owner)
-        known = before.owner if before is not None and before.value is value else None
+        known = before.owner if before is not None and before.value == value else None
         return known is None or known.tid is None or owner.tid is None or known.tid == owner.tid
 
     def missing(
@@ -48,7 +51,7 @@ class Presence(Generic[_K, _V]):
         ``pid`` can be trusted for an object that was never listed.
         """
         seen = self._seen.get(key)
-        if seen is None or seen.value is not value:
+        if seen is None or seen.value != value:
             seen = self._seen[key] = _Seen(value, pid, None)
         seen.misses += 1
         if seen.misses < 2:

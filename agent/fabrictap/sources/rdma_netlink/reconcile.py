@@ -8,12 +8,11 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass, field
-from pathlib import Path
 
 from fabrictap.ledger import Ledger
 from fabrictap.ledger.connections import Connection, Coverage
 from fabrictap.ledger.memory import Context, MemoryRegion
-from fabrictap.ledger.processes import KERNEL, Process
+from fabrictap.ledger.processes import KERNEL, Process, host_pids
 from fabrictap.sources.rdma_netlink.client import Listing
 from fabrictap.sources.rdma_netlink.messages import CmId, Owner, QueuePair
 from fabrictap.sources.rdma_netlink.messages import MemoryRegion as ListedRegion
@@ -24,8 +23,6 @@ _TYPES = {2: "rc", 3: "uc", 4: "ud", 8: "raw_packet", 9: "xrc_ini", 10: "xrc_tgt
 _MANAGEMENT = frozenset({0, 1})
 #: enum ib_qp_state.
 _STATES = ("reset", "init", "rtr", "rts", "sqd", "sqe", "err")
-#: PROC_PID_INIT_INO, include/linux/proc_ns.h: the node's own pid namespace.
-_INIT_PID_NAMESPACE = 0xEFFFFFFC
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,9 +61,10 @@ class Reconciler:
         #: Threads and processes whose life the next sample should ask for.
         self.suspects: frozenset[int] = frozenset()
         self._ledger = ledger
-        self._host_pids = _host_pids()
+        self._host_pids = host_pids()
         self._connections: Presence[tuple[str, int], Connection] = Presence()
-        self._regions: Presence[tuple[str, int], MemoryRegion] = Presence()
+        #: Memory regions by their serial.
+        self._regions: Presence[tuple[str, int], int] = Presence()
         self._contexts: Presence[tuple[str, int], Context] = Presence()
         self._states: dict[tuple[str, int], tuple[Connection, str, str]] = {}
         self._unknown: set[tuple[str, int]] = set()
@@ -92,7 +90,8 @@ class Reconciler:
         live = {(c.device, c.qpn) for c in self._ledger.connections}
         self._connections.keep(live)
         self._states = {key: it for key, it in self._states.items() if key in live}
-        self._regions.keep((r.device, r.lkey) for r in self._ledger.memory)
+        if any(dump.regions is not None for dump in sample.devices):
+            self._regions.keep(self._ledger.memory.keys())
         self._contexts.keep((c.device, c.pid) for c in self._ledger.contexts)
         presences = (self._connections, self._regions, self._contexts)
         self.suspects = frozenset(pid for presence in presences for pid in presence.suspects())
@@ -245,15 +244,16 @@ class Reconciler:
             region = memory.get(*key)
             if region is None:
                 pid, _ = _owner(entry.owner, sample)
-                region = MemoryRegion(*key, entry.rkey or 0, pid, entry.address, entry.length, None)
-                memory.put(region)
-            self._regions.listed(key, region, region.pid, entry.owner)
+                memory.put(MemoryRegion(*key, entry.rkey or 0, pid, entry.address, entry.length, None))
+                region = memory.get(*key)
+            if region is not None:
+                self._regions.listed(key, region.serial, region.pid, entry.owner)
         if not dump.regions.complete:
             return
         for region in [region for region in memory if region.device == dump.name]:
             key = (region.device, region.lkey)
             if key not in listed and self._regions.missing(
-                key, region, region.pid, sample.gone, judge_unlisted=self._host_pids
+                key, region.serial, region.pid, sample.gone, judge_unlisted=self._host_pids
             ):
                 memory.remove(*key)
 
@@ -268,11 +268,3 @@ def _owner(owner: Owner, sample: Sample) -> tuple[int | None, str]:
 
 def _state(pair: QueuePair) -> str:
     return _STATES[pair.state] if pair.state < len(_STATES) else "unknown"
-
-
-def _host_pids() -> bool:
-    """Whether the agent shares the node's pid namespace, and may so ask whether a probe's pid lives."""
-    try:
-        return Path("/proc/self/ns/pid").stat().st_ino == _INIT_PID_NAMESPACE
-    except OSError:
-        return False

@@ -38,6 +38,7 @@ class RdmaNetlink:
         self._rounds = 0
         self._said: set[str] = set()
         self._processes: dict[int, Process] = {}
+        self._resolver = ledger.workloads.resolver
         self._had_devices = False
         # sample reads only its suspects, which fold replaces and never changes
         self._reconciler = Reconciler(ledger)
@@ -129,10 +130,20 @@ class RdmaNetlink:
         for tid in tids:
             if tid is not None:
                 pid = _process_of(tid)
-                known = self._processes.get(tid)
-                found[tid] = known if known is not None and known.pid == pid else processes.read(pid, "")
+                found[tid] = self._process(pid, self._processes.get(tid))
         self._processes = found
         return found
+
+    def _process(self, pid: int, known: Process | None) -> Process:
+        """Read again where the pid has become another process's, or the process has moved."""
+        if known is not None and known.pid == pid:
+            now = self._resolver.resolve(pid)
+            if now.start_ticks is None or (now.start_ticks, now.workload) == (
+                known.start_ticks,
+                known.workload,
+            ):
+                return known
+        return processes.read(pid, "", self._resolver)
 
     def _failed(self, device: str, what: str, error: OSError) -> None:
         self._count(error)

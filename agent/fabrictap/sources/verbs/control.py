@@ -1,15 +1,17 @@
-"""Control-path records into the ledger: queue pairs, memory regions, contexts, connection manager."""
+"""Control-path records into the ledger: queue pairs and contexts."""
 
 from __future__ import annotations
 
 import logging
+from collections.abc import Iterable, Mapping
 
 from fabrictap import catalog
+from fabrictap.catalog import Event
 from fabrictap.ext import records
 from fabrictap.ext.records import Record
+from fabrictap.journal import Journal
 from fabrictap.ledger import Ledger
 from fabrictap.ledger.connections import Connection, Coverage
-from fabrictap.ledger.memory import MemoryRegion
 from fabrictap.ledger.processes import KERNEL
 from fabrictap.series import SeriesTable
 
@@ -21,13 +23,9 @@ _MANAGEMENT = (0, 1)
 QP_STATES = ("reset", "init", "rtr", "rts", "sqd", "sqe", "err")
 #: enum ib_mtu -> bytes.
 _MTU = {1: 256, 2: 512, 3: 1024, 4: 2048, 5: 4096}
-#: enum rdma_cm_event_type, include/rdma/rdma_cm.h.
-_CM_EVENTS = (
-    "addr_resolved", "addr_error", "route_resolved", "route_error", "connect_request", "connect_response",
-    "connect_error", "unreachable", "rejected", "established", "disconnected", "device_removal",
-    "multicast_join", "multicast_error", "addr_change", "timewait_exit",
-)  # fmt: skip
-_CM_SENT = ("req_sent", "rep_sent")
+
+#: What the journal says of a queue pair that gets into a state.
+_EVENTS = {"rtr": catalog.QP_READY, "rts": catalog.QP_READY, "err": catalog.QP_ERROR}
 
 # enum ib_qp_attr_mask
 _MASK_STATE = 1 << 0
@@ -42,7 +40,7 @@ class ControlFold:
     """Folds records one by one, in the order of their times. Under the node's lock."""
 
     def __init__(self, series: SeriesTable, ledger: Ledger) -> None:
-        self._series = series
+        self._journal = Journal(series.ring)
         self._ledger = ledger
         self._leaving: set[str] = set()
         #: Answers to our netlink dump for queue pairs that are not in the ledger yet.
@@ -55,9 +53,6 @@ class ControlFold:
     def fold(self, record: Record, time_ns: int) -> None:
         """Put one record into the ledger. ``time_ns``: when it happened, nanoseconds since the epoch."""
         kind = record.kind
-        if kind in (records.CM_EVENT, records.CM_SENT):
-            self._connection_manager(record, time_ns)
-            return
         if kind == records.PROCESS_EXITED:
             self._process_exited(record, time_ns)
             return
@@ -73,35 +68,55 @@ class ControlFold:
             self._qp_extended(record, time_ns)
         elif kind == records.QP_DESTROYED:
             self._qp_destroyed(record, time_ns)
-        elif kind in (records.MR_REGISTERED, records.MR_DEREGISTERED):
-            self._memory(record)
         elif kind == records.CONTEXT_OPENED:
             self._leaving.discard(record.device)
             self._ledger.contexts.opened(record.device, record.pid, "probe")
+            self._write(catalog.CONTEXT_OPENED, record, time_ns)
         elif kind == records.CONTEXT_CLOSED:
             self._ledger.contexts.closed(record.device, record.pid)
+            self._write(catalog.CONTEXT_CLOSED, record, time_ns)
         elif kind == records.DEVICE_REMOVED:
             _log.info("RDMA device %s is leaving", record.device)
             self._leaving.add(record.device)
 
-    def complete_snapshots(self) -> set[int]:
-        """Give connections that netlink listed their peer and coverage; returns the pids to be looked at."""
+    def learn(self, instrumented: Mapping[int, int | None]) -> None:
+        """Processes were looked at: pid -> since when (epoch ns) its posts are seen, None if they are not."""
+        self.instrumented.update(instrumented)
+        for pid, since in instrumented.items():
+            if since is not None:
+                for connection in self._ledger.connections.of_process(pid):
+                    self._cover(connection, since)
+
+    def complete(self, arrived: Iterable[Connection]) -> set[int]:
+        """Give connections that netlink listed their peer and coverage; returns the pids to be looked at.
+
+        ``arrived``: those that are new since the last call. What is not known of them yet comes by a record
+        or by :meth:`learn`.
+        """
         unresolved = set()
-        for connection in self._ledger.connections:
+        for connection in arrived:
             if connection.origin != "netlink":
                 continue
             if (record := self._snapshots.pop((connection.device, connection.qpn), None)) is not None:
                 self._complete(connection, record)
-            if connection.coverage.kind != "control_only" or connection.extended or connection.pid is None:
+            if connection.pid is None:
                 continue
             if connection.pid not in self.instrumented:
                 unresolved.add(connection.pid)
             elif (since := self.instrumented[connection.pid]) is not None:
-                connection.coverage = Coverage("since", max(since, connection.created_ns))
+                self._cover(connection, since)
         return unresolved
 
-    def process_gone(self, pid: int) -> None:
+    @staticmethod
+    def _cover(connection: Connection, since: int) -> None:
+        hidden = connection.coverage_kind == "control_only" and not connection.extended
+        if connection.origin == "netlink" and hidden:
+            connection.coverage = Coverage("since", max(since, connection.created_ns))
+
+    def process_gone(self, pid: int, now_ns: int) -> None:
         """A process ended; what the kernel told of its objects has been folded before."""
+        process = self._ledger.processes.get(pid)
+        self._journal.write(catalog.PROCESS_EXITED, now_ns, pid=pid, process=process.name if process else "")
         self.instrumented.pop(pid, None)
         self._ledger.processes.remove(pid)
 
@@ -112,6 +127,7 @@ class ControlFold:
         stale = self._ledger.connections.get(record.device, record.qpn)
         if stale is not None:
             self._ledger.connections.remove(stale, "vanished", time_ns)
+            self._write_of(catalog.QP_DESTROYED, stale, time_ns, "vanished")
         # A kernel user posts past every library, whichever process it runs in.
         since = None if record.kernel else self.instrumented.get(record.pid)
         if since is None:
@@ -120,7 +136,9 @@ class ControlFold:
             coverage = Coverage("exact")
         else:
             coverage = Coverage("since", since)
-        self._ledger.connections.put(self._connection(record, "reset", time_ns, coverage))
+        connection = self._connection(record, "reset", time_ns, coverage)
+        self._ledger.connections.put(connection)
+        self._write_of(catalog.QP_CREATED, connection, time_ns, connection.type)
 
     def _connection(self, record: Record, state: str, time_ns: int, coverage: Coverage) -> Connection:
         process = None if record.kernel else self._ledger.processes.get(record.pid)
@@ -162,6 +180,8 @@ class ControlFold:
         if mask & _MASK_STATE:
             state = _state(record.qp_state)
             self._ledger.connections.advance(connection, state, time_ns)
+            if (event := _EVENTS.get(state)) is not None:
+                self._write_of(event, connection, time_ns, state)
             if state == "reset":
                 # It may be connected anew, to another peer.
                 connection.gid = connection.peer_gid = connection.peer_qpn = None
@@ -213,41 +233,32 @@ class ControlFold:
         elif record.exiting:
             reason = "process_exited"
         self._ledger.connections.remove(connection, reason, time_ns)
-
-    def connections_of(self, pid: int) -> list[Connection]:
-        """The connections of a process."""
-        return [connection for connection in self._ledger.connections if connection.pid == pid]
+        self._write_of(catalog.QP_DESTROYED, connection, time_ns, reason)
 
     def _process_exited(self, record: Record, time_ns: int) -> None:
         """What the process left behind goes with it; where each end is told too, nothing is left by then."""
-        for connection in self.connections_of(record.pid):
+        for connection in self._ledger.connections.of_process(record.pid):
             self._ledger.connections.remove(connection, "process_exited", time_ns)
+            self._write_of(catalog.QP_DESTROYED, connection, time_ns, "process_exited")
         self._ledger.memory.remove_process(record.pid)
         self._ledger.contexts.remove_process(record.pid)
 
-    def _memory(self, record: Record) -> None:
-        if record.kind == records.MR_DEREGISTERED:
-            self._ledger.memory.remove(record.device, record.mr_lkey)
-            return
-        region = MemoryRegion(
-            record.device,
-            record.mr_lkey,
-            record.mr_rkey,
-            None if record.kernel else record.pid,
-            record.mr_address,
-            record.mr_length,
-            record.mr_access,
-        )
-        self._ledger.memory.put(region)
+    def _write(self, event: Event, record: Record, time_ns: int) -> None:
+        self._journal.write(event, time_ns, pid=record.pid, process=record.comm, device=record.device)
 
-    def _connection_manager(self, record: Record, time_ns: int) -> None:
-        names = _CM_SENT if record.kind == records.CM_SENT else _CM_EVENTS
-        event = record.cm_event
-        name = names[event] if event < len(names) else f"event_{event}"
-        attributes: dict[str, str | int | bool] = {catalog.RDMA_CM_EVENT.name: name}
-        if record.kind == records.CM_EVENT and record.cm_status:
-            attributes[catalog.ERROR_TYPE.name] = str(record.cm_status)
-        self._series.series(catalog.CM_EVENTS, attributes, time_ns).add(1, time_ns)
+    def _write_of(self, event: Event, connection: Connection, time_ns: int, text: str) -> None:
+        self._journal.write(
+            event,
+            time_ns,
+            pid=connection.pid,
+            process=connection.process,
+            device=connection.device,
+            qpn=connection.qpn,
+            gid=connection.gid,
+            peer_gid=connection.peer_gid,
+            peer_qpn=connection.peer_qpn,
+            text=text,
+        )
 
 
 def ends_flows(record: Record) -> bool:

@@ -1,61 +1,49 @@
-"""Counters of posted work into series, joined to the connection, its process and its peer."""
+"""Counters of posted work into series, joined to the connection, its process and its peer.
+
+What moves is folded by ext/posts.pyx once it is bound; here it is decided what a counter is bound to.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
 from fabrictap import catalog
 from fabrictap.catalog import Metric
 from fabrictap.ext import records
-from fabrictap.ext.records import SIZE_SLOTS, Post, PostKey, Record
-from fabrictap.ledger import Ledger
-from fabrictap.ledger.connections import CONNECTED, Connection, Coverage, Posted
+from fabrictap.ext.posts import Posts
+from fabrictap.ext.records import PostKey, Record
+from fabrictap.ledger import Ledger, names
+from fabrictap.ledger.connections import CONNECTED, Connection, Coverage
 from fabrictap.ledger.flows import INBOUND, LOCAL
-from fabrictap.series import AttributeValue, Histogram, Series, SeriesTable
+from fabrictap.series import AttributeValue, Series, SeriesTable
 from fabrictap.sources.verbs.control import QP_TYPES
 
-#: enum ibv_wr_opcode, libibverbs/verbs.h; 128 is a posted receive (records.h).
-OPERATIONS = {
-    0: "rdma_write",
-    1: "rdma_write_with_imm",
-    2: "send",
-    3: "send_with_imm",
-    4: "rdma_read",
-    5: "atomic_cmp_and_swp",
-    6: "atomic_fetch_and_add",
-    7: "local_inv",
-    8: "bind_mw",
-    9: "send_with_inv",
-    10: "tso",
-    11: "driver",
-    128: "recv",
+#: A posted receive (records.h). Other opcodes are enum ibv_wr_opcode, as the first of names.OPERATIONS are.
+_RECV = 128
+_OPERATION = {
+    **dict.fromkeys(range(256), names.OPERATIONS.index("unknown")),
+    **{opcode: opcode for opcode in range(names.OPERATIONS.index("recv"))},
+    _RECV: names.OPERATIONS.index("recv"),
 }
 _MAX_ADDRESS_HANDLES = 65536
 # Ticks for which a counter waits for its queue pair and the peer: what is older than the agent is named by
 # netlink, a moment later.
 _PATIENCE = 3
-
-Moved = tuple[PostKey, Post, str]
+_TOTALS = 5
 
 
 @dataclass(slots=True)
 class _Counter:
-    """One counter of the map. ``totals``: operations, bytes, SGEs, inline, signaled; ``sizes`` by slot."""
+    """One counter of the map; ``number`` is its number in the table. What it counts stands there."""
 
+    number: int
     key: PostKey
     device: str
     #: Folds left to wait for the control path to tell of the queue pair.
     patience: int
-    totals: tuple[int, ...] = (0,) * 5
-    exported: tuple[int, ...] = (0,) * 5
-    #: Operations and bytes that the connection, and so its flows, have been told of.
-    attributed: tuple[int, ...] = (0, 0)
-    #: As last read, modulo 2**32, and what has come since the last export.
-    sizes: tuple[int, ...] = (0,) * SIZE_SLOTS
-    new_sizes: list[int] = field(default_factory=lambda: [0] * SIZE_SLOTS)
-    #: What is exported, in the order of ``totals``; empty until the peer is known.
+    #: Operations, bytes, SGEs, inline, signaled; empty until the peer is known.
     series: list[Series | None] = field(default_factory=list)
     histogram: Series | None = None
     #: When its queue pair was last reset, nanoseconds since the epoch.
@@ -66,20 +54,22 @@ class PostFold:
     """Holds one entry for each counter of the map, which bounds it. Under the node's lock, but for
     :meth:`delete_retired`."""
 
-    def __init__(self, series: SeriesTable, ledger: Ledger) -> None:
+    def __init__(self, series: SeriesTable, ledger: Ledger, table: Posts) -> None:
         self._series = series
         self._ledger = ledger
-        self._counters: dict[bytes, _Counter] = {}
-        self._of_qp: dict[tuple[str, int], set[bytes]] = {}
-        self._of_pid: dict[int, set[bytes]] = {}
+        self._table = table
+        self._counters: dict[int, _Counter] = {}
+        #: Numbers of the counters of a queue pair and of a process, those that are not ours among them.
+        self._of_qp: dict[tuple[str, int], set[int]] = {}
+        self._of_pid: dict[int, set[int]] = {}
         self._retired: list[bytes] = []
         #: Counters that are not ours to export, with their device where it is known: kept to be deleted.
-        self._ignored: dict[bytes, tuple[PostKey, str | None]] = {}
+        self._ignored: dict[int, tuple[PostKey, str | None]] = {}
         #: When the last provider library was probed, nanoseconds since the epoch.
         self.probed_since_ns: int | None = None
         self._peer_gids: dict[int, str] = {}
         #: Counters that are not exported yet, because their queue pair's peer is not known yet.
-        self._waiting: set[bytes] = set()
+        self._waiting: set[int] = set()
 
     def learn(self, record: Record) -> None:
         """Remember the peer behind an address handle; the oldest go when there are too many."""
@@ -88,92 +78,77 @@ class PostFold:
                 del self._peer_gids[next(iter(self._peer_gids))]
             self._peer_gids[record.ah_id] = record.ah_peer_gid
 
-    def take(self, posts: list[tuple[PostKey, Post, str | None]]) -> dict[bytes, Moved]:
-        """The counters that moved, by key; those of devices that are not ours are left out."""
-        moved: dict[bytes, Moved] = {}
-        for key, post, device in posts:
+    def admit(self) -> None:
+        """Look at the counters that are new; those of devices that are not ours are left out."""
+        for number in self._table.arrived():
+            device = self._table.device(number)
+            key = self._table.key(number)
             if device is not None and self._ledger.filter(device):
-                moved[key.raw] = (key, post, device)
-            elif key.raw not in self._counters:
-                self._ignored[key.raw] = (key, device)
-                self._index(key, device)
-        return moved
+                self._table.admit(number)
+                self._ignored.pop(number, None)
+                self._counters[number] = _Counter(number, key, device, _PATIENCE)
+            else:
+                self._ignored[number] = (key, device)
+                if device is not None:
+                    self._table.mute(number)
+            self._index(number, key, device)
 
-    def settle(self, device: str, qpn: int, posts: dict[bytes, Moved], now_ns: int) -> None:
+    def settle(self, device: str, qpn: int, now_ns: int) -> None:
         """The flows of a queue pair are about to end: what it has posted until now belongs to them."""
-        self._count_all(device, qpn, posts, now_ns, final=False)
+        for number in self._of_qp.get((device, qpn), ()):
+            if number in self._counters and self._table.fold_one(number, now_ns):
+                self._publish(self._counters[number], now_ns, final=False)
 
     def unbind(self, device: str, qpn: int, now_ns: int) -> None:
         """A queue pair was reset: what it posts from now on is for another peer, in other series."""
-        for raw in self._of_qp.get((device, qpn), ()):
-            counter = self._counters.get(raw)
+        for number in self._of_qp.get((device, qpn), ()):
+            counter = self._counters.get(number)
             if counter is not None and counter.series:
                 self._end(counter)
-                counter.series, counter.histogram, counter.bound_ns = [], None, now_ns
+                counter.bound_ns = now_ns
 
-    def finish(self, device: str, qpn: int, posts: dict[bytes, Moved], now_ns: int) -> None:
+    def finish(self, device: str, qpn: int, now_ns: int) -> None:
         """A queue pair was destroyed: count its last posts, end its series, give its counters back."""
-        self._count_all(device, qpn, posts, now_ns, final=True)
-        for raw in list(self._of_qp.get((device, qpn), ())):
-            self._retire(raw, now_ns)
+        self._retire_all(self._of_qp.get((device, qpn), ()), now_ns)
 
-    def fold(self, posts: dict[bytes, Moved], now_ns: int) -> None:
-        """Count what is left of a tick's posts."""
-        for raw in self._waiting - posts.keys():
-            self._publish(self._counters[raw], now_ns, final=False)
-        for key, post, device in posts.values():
-            self._count(key, post, device, now_ns, final=False)
+    def fold(self, arrived: Iterable[Connection], now_ns: int) -> None:
+        """Count what is left of a tick's posts. ``arrived``: connections that are new since the last."""
+        for connection in arrived:
+            for number in self._of_qp.get((connection.device, connection.qpn), ()):
+                self._table.unbind(number)
+        moved = self._table.fold(now_ns)
+        for number in self._waiting.difference(moved):
+            self._publish(self._counters[number], now_ns, final=False)
+        for number in moved:
+            counter = self._counters.get(number)
+            if counter is not None:
+                self._publish(counter, now_ns, final=False)
 
     def process_gone(self, pid: int, now_ns: int) -> None:
         """End what a process left behind: shared receive queues, and all where the control path is off."""
-        for raw in list(self._of_pid.get(pid, ())):
-            self._retire(raw, now_ns)
+        self._retire_all(self._of_pid.get(pid, ()), now_ns)
 
-    def restart(self, now_ns: int) -> None:
+    def restart(self, table: Posts, now_ns: int) -> None:
         """The kernel's map is a new one: end everything that counted what was in the old.
 
         What was posted in between is not known, so that no connection is seen in full any more.
         """
         for connection in self._ledger.connections:
-            if connection.coverage.kind != "control_only":
+            if connection.coverage_kind != "control_only":
                 connection.coverage = Coverage("since", now_ns)
-        for raw in [*self._counters, *self._ignored]:
-            self._retire(raw, now_ns)
+        self._retire_all([*self._counters, *self._ignored], now_ns)
         self._retired.clear()
+        self._table = table
 
     def delete_retired(self, delete: Callable[[bytes], None]) -> None:
         """Take ended counters out of the kernel's map. In the source's thread."""
         while self._retired:
             delete(self._retired.pop())
 
-    def _count_all(
-        self, device: str, qpn: int, posts: dict[bytes, Moved], now_ns: int, *, final: bool
-    ) -> None:
-        """Count the posts of one queue pair, and take them out of ``posts``."""
-        own = [
-            raw
-            for raw, (key, _, at) in posts.items()
-            if at == device and key.qpn == qpn and key.queue != records.QUEUE_SHARED_RECEIVE
-        ]
-        for raw in own:
-            self._count(*posts.pop(raw), now_ns, final=final)
-
-    def _index(self, key: PostKey, device: str | None) -> None:
-        self._of_pid.setdefault(key.pid, set()).add(key.raw)
+    def _index(self, number: int, key: PostKey, device: str | None) -> None:
+        self._of_pid.setdefault(key.pid, set()).add(number)
         if device is not None and key.queue != records.QUEUE_SHARED_RECEIVE:
-            self._of_qp.setdefault((device, key.qpn), set()).add(key.raw)
-
-    def _count(self, key: PostKey, post: Post, device: str, now_ns: int, *, final: bool) -> None:
-        counter = self._counters.get(key.raw)
-        if counter is None:
-            counter = self._counters[key.raw] = _Counter(key, device, _PATIENCE)
-            self._ignored.pop(key.raw, None)
-            self._index(key, device)
-        totals = (post.operations, post.bytes, post.sges, post.inlined, post.signaled)
-        for slot, (now, before) in enumerate(zip(post.sizes, counter.sizes, strict=True)):
-            counter.new_sizes[slot] += (now - before) & 0xFFFFFFFF
-        counter.totals, counter.sizes = totals, post.sizes
-        self._publish(counter, now_ns, final=final)
+            self._of_qp.setdefault((device, key.qpn), set()).add(number)
 
     def _connection(self, counter: _Counter) -> Connection | None:
         if counter.key.queue == records.QUEUE_SHARED_RECEIVE:
@@ -182,46 +157,31 @@ class PostFold:
 
     def _publish(self, counter: _Counter, now_ns: int, *, final: bool) -> None:
         """Bring the series up to date. What is posted before a queue pair has a peer waits for it."""
-        key = counter.key
+        number = counter.number
         connection = self._connection(counter)
         if not counter.series and not final and self._must_wait(counter, connection):
-            self._waiting.add(key.raw)
+            self._waiting.add(number)
             return
+        operation = _OPERATION[counter.key.operation]
+        connected = connection is not None and connection.type in CONNECTED
         # What is posted in INIT belongs to the flow that opens at RTR, whenever the counter was read.
-        early = (
-            not final
-            and connection is not None
-            and connection.type in CONNECTED
-            and connection.state == "init"
-        )
+        early = not final and connection is not None and connected and connection.state == "init"
+        hidden = False
         if connection is not None and not early:
-            posted = connection.posted.setdefault(_operation(key), Posted())
-            posted.operations += counter.totals[0] - counter.attributed[0]
-            posted.bytes += counter.totals[1] - counter.attributed[1]
-            counter.attributed = counter.totals[:2]
-            hidden = connection.coverage.kind == "control_only" and not connection.extended
+            self._table.attribute(number, connection, operation)
+            hidden = connection.coverage_kind == "control_only" and not connection.extended
             if hidden and self.probed_since_ns is not None:
                 connection.coverage = self._coverage(connection, self.probed_since_ns)
+                hidden = False
         if not counter.series:
             self._make_series(counter, connection, now_ns)
-        (self._waiting.add if early else self._waiting.discard)(key.raw)
-        for series, total, exported in zip(counter.series, counter.totals, counter.exported, strict=True):
-            if series is not None:
-                series.add(total - exported, now_ns)
-        counter.exported = counter.totals
-        if counter.histogram is not None:
-            histogram = counter.histogram.value
-            if not isinstance(histogram, Histogram):
-                # Slot 1 of records.h is the bucket (2**-1, 2**0].
-                histogram = Histogram(offset=-1, buckets=[0] * (SIZE_SLOTS - 1))
-            histogram.zeros += counter.new_sizes[0]
-            for slot in range(1, SIZE_SLOTS):
-                histogram.buckets[slot - 1] += counter.new_sizes[slot]
-            histogram.count += sum(counter.new_sizes)
-            if counter.series[1] is not None and isinstance(counter.series[1].value, int):
-                histogram.sum = counter.series[1].value
-            counter.histogram.set(histogram, now_ns)
-        counter.new_sizes = [0] * SIZE_SLOTS
+        self._table.tell(number, now_ns)
+        if early:
+            self._waiting.add(number)
+            return
+        self._waiting.discard(number)
+        if not final and not hidden:
+            self._table.bind(number, connection, operation, connected)
 
     @staticmethod
     def _coverage(connection: Connection, since_ns: int) -> Coverage:
@@ -246,13 +206,11 @@ class PostFold:
 
     def _make_series(self, counter: _Counter, connection: Connection | None, now_ns: int) -> None:
         key = counter.key
-        operation = _operation(key)
-        process = self._ledger.processes.get(key.pid)
-        exact = connection is not None and connection.coverage.kind == "exact"
+        operation = names.OPERATIONS[_OPERATION[key.operation]]
+        exact = connection is not None and connection.coverage_kind == "exact"
         start_ns = now_ns
         known: dict[str, AttributeValue | None] = {
-            "process.pid": key.pid,
-            "process.executable.name": process.name if process else None,
+            **self._ledger.identity(key.pid),
             "rdma.device": counter.device,
             "rdma.qp.number": key.qpn,
             "rdma.qp.type": QP_TYPES.get(key.qp_type, "unknown"),
@@ -261,11 +219,13 @@ class PostFold:
         }
         if key.queue == records.QUEUE_SHARED_RECEIVE:
             known["rdma.qp.type"] = "srq"
+            # Its handle is the process's own: without the pid two processes would be one series.
+            known["process.pid"] = key.pid
         if connection is not None:
             known["rdma.gid"] = connection.gid
             known["rdma.peer.gid"] = connection.peer_gid
             known["rdma.peer.qp.number"] = connection.peer_qpn
-            start_ns = connection.created_ns if exact else connection.coverage.since_ns or now_ns
+            start_ns = connection.created_ns if exact else connection.since_ns or now_ns
         start_ns = max(start_ns, counter.bound_ns or 0)
         if key.queue == records.QUEUE_SEND and key.peer_qpn:
             known["rdma.peer.gid"] = self._peer_gids.get(key.address_handle)
@@ -278,47 +238,54 @@ class PostFold:
         operations, sges = make(catalog.VERBS_OPERATIONS), make(catalog.VERBS_SGES)
         if operation == "recv":
             counter.series = [operations, make(catalog.VERBS_RECEIVE_CAPACITY), sges, None, None]
-            return
-        moved = None
-        if operation not in LOCAL:
-            direction = "receive" if operation in INBOUND else "transmit"
-            moved = make(catalog.VERBS_IO, **{catalog.IO_DIRECTION.name: direction})
-            counter.histogram = make(catalog.VERBS_MESSAGE_SIZE)
-        counter.series = [
-            operations,
-            moved,
-            sges,
-            make(catalog.VERBS_INLINE),
-            make(catalog.VERBS_SIGNALED),
-        ]
+        else:
+            moved = None
+            if operation not in LOCAL:
+                direction = "receive" if operation in INBOUND else "transmit"
+                moved = make(catalog.VERBS_IO, **{catalog.IO_DIRECTION.name: direction})
+                counter.histogram = make(catalog.VERBS_MESSAGE_SIZE)
+            counter.series = [
+                operations,
+                moved,
+                sges,
+                make(catalog.VERBS_INLINE),
+                make(catalog.VERBS_SIGNALED),
+            ]
+        self._table.give_series(counter.number, counter.series, counter.histogram)
 
     def _end(self, counter: _Counter) -> None:
+        """No more of it goes into the series that it had."""
+        self._table.unbind(counter.number)
+        self._table.give_series(counter.number, [None] * _TOTALS, None)
         for series in (*counter.series, counter.histogram):
             if series is not None:
                 self._series.end(series)
+        counter.series, counter.histogram = [], None
 
-    def _retire(self, raw: bytes, now_ns: int) -> None:
-        counter = self._counters.pop(raw, None)
+    def _retire_all(self, numbers: Iterable[int], now_ns: int) -> None:
+        for number in list(numbers):
+            self._retire(number, now_ns)
+
+    def _retire(self, number: int, now_ns: int) -> None:
+        counter = self._counters.pop(number, None)
         if counter is None:
-            key, device = self._ignored.pop(raw)
+            key, device = self._ignored.pop(number)
         else:
             key, device = counter.key, counter.device
-            if counter.series or counter.totals != counter.exported:
+            if counter.series or self._table.owes(number):
                 self._publish(counter, now_ns, final=True)
             self._end(counter)
-            self._waiting.discard(raw)
-        _discard(self._of_pid, key.pid, raw)
-        _discard(self._of_qp, (device, key.qpn), raw)
-        self._retired.append(raw)
+            self._waiting.discard(number)
+        _discard(self._of_pid, key.pid, number)
+        if device is not None:
+            _discard(self._of_qp, (device, key.qpn), number)
+        self._table.mute(number)
+        self._retired.append(key.raw)
 
 
-def _operation(key: PostKey) -> str:
-    return OPERATIONS.get(key.operation, "unknown")
-
-
-def _discard(index: dict[Any, set[bytes]], key: Any, raw: bytes) -> None:
+def _discard(index: dict[Any, set[int]], key: Any, number: int) -> None:
     members = index.get(key)
     if members is not None:
-        members.discard(raw)
+        members.discard(number)
         if not members:
             del index[key]

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from fabrictap.ext.bpf import BpfError, KernelTypes, Link, Object, RingBuffer, has_bpf_loop, possible_cpus
+from fabrictap.ext.fold import KeyedFold
 from fabrictap.ext.records import LOSSES, POST_KEY_SIZE, POST_SIZE, RECORD_SIZE, sum_per_cpu
 from fabrictap.sources.verbs import returns as return_probes
 from fabrictap.sources.verbs.detach import Detaching
@@ -24,7 +25,8 @@ _ESSENTIAL = {
     "kprobe": ("kprobe_modify_qp",),
     "syscall": ("syscall_ioctl_enter", "syscall_ioctl_exit"),
 }
-_MAX_POST_KEYS = 16384
+#: Capacity of the map of posted work, where the memory for it is enough.
+MAX_POST_KEYS = 16384
 _CLOSE_SECONDS = 2.0
 
 
@@ -111,8 +113,8 @@ def _syscalls(event_buffer: int) -> Probes:
     return probes
 
 
-def load_connection_manager(event_buffer: int) -> Probes:
-    """Load and attach the tracepoints of rdma_cm. Raises ProbesUnavailable."""
+def load_connection_manager(event_buffer: int, events: KeyedFold) -> Probes:
+    """Load and attach the tracepoints of rdma_cm; records go to ``events``. Raises ProbesUnavailable."""
     wanted = {
         name: section
         for name, section in Object(str(_OBJECTS / "verbs_control.bpf.o")).programs().items()
@@ -121,7 +123,7 @@ def load_connection_manager(event_buffer: int) -> Probes:
     try:
         if not KernelTypes("rdma_cm").has_struct("trace_event_raw_cm_event_handler"):
             raise ProbesUnavailable("rdma_cm of this kernel has no tracepoints")
-        probes = _load("verbs_control", wanted, "tracepoint", event_buffer)
+        probes = _load("verbs_control", wanted, "tracepoint", event_buffer, into=events)
     except BpfError as error:
         raise ProbesUnavailable(str(error)) from None
     _attach_all(probes, wanted)
@@ -143,7 +145,7 @@ def load_data(
     bounded = bounded or not has_bpf_loop()
     functions = (*DATA_PATH, *EXTENDED, *EXPORTED)
     wanted = [p for name in functions for p, _ in _programs(name, bounded=bounded, returns=returns)]
-    entries = max(16, min(_MAX_POST_KEYS, post_memory // (POST_KEY_SIZE + POST_SIZE * possible_cpus())))
+    entries = max(16, min(MAX_POST_KEYS, post_memory // (POST_KEY_SIZE + POST_SIZE * possible_cpus())))
     try:
         probes = _load(
             "verbs_data", wanted, "uprobe", event_buffer, configure=lambda o: o.resize("posts", entries)
@@ -249,7 +251,9 @@ def _load(
     wanted: Iterable[str],
     method: str,
     event_buffer: int,
+    *,
     configure: Callable[[Object], None] | None = None,
+    into: KeyedFold | None = None,
     **constants: int,
 ) -> Probes:
     """Load an object with the ``wanted`` programs; one that the kernel refuses is left out."""
@@ -272,7 +276,8 @@ def _load(
             programs.discard(error.program)
             refused[error.program] = str(error)
             continue
-        probes = Probes(loading, method, RingBuffer(loading, "records", RECORD_SIZE))
+        size = RECORD_SIZE if into is None else into.record_size
+        probes = Probes(loading, method, RingBuffer(loading, "records", size, into=into))
         probes.refused.update(refused)
         return probes
 

@@ -15,33 +15,35 @@ from pathlib import Path
 
 from fabrictap import catalog
 from fabrictap.config import Verbs as VerbsConfig
-from fabrictap.ext.bpf import BpfError
+from fabrictap.ext.bpf import BpfError, Map
+from fabrictap.ext.posts import Posts
 from fabrictap.ext.records import (
     CONTEXT_OPENED,
+    MR_DEREGISTERED,
+    MR_REGISTERED,
     PROCESS_EXITED,
     QP_CREATED,
     QP_DESTROYED,
     QP_EXTENDED,
     QP_MODIFIED,
-    Post,
-    PostKey,
-    Posts,
     Record,
     context_device,
     context_key,
-    decode,
+    divide,
 )
 from fabrictap.ledger import Ledger
-from fabrictap.ledger.processes import Process
+from fabrictap.ledger.processes import Process, host_pids
 from fabrictap.ledger.processes import read as read_process
 from fabrictap.series import SeriesTable
 from fabrictap.sources import SourceUnavailable
 from fabrictap.sources.verbs import providers
 from fabrictap.sources.verbs.attach import Attachments
+from fabrictap.sources.verbs.connection_manager import ConnectionManagerFold
 from fabrictap.sources.verbs.control import ControlFold, ends_flows, unbinds
 from fabrictap.sources.verbs.discovery import Discovery
 from fabrictap.sources.verbs.posts import PostFold
 from fabrictap.sources.verbs.probes import (
+    MAX_POST_KEYS,
     Probes,
     ProbesUnavailable,
     load_connection_manager,
@@ -54,16 +56,21 @@ from fabrictap.sources.verbs.uverbs import Uverbs
 _log = logging.getLogger(__name__)
 _REAP_SECONDS = 10.0
 _RETRY_SECONDS = 30.0
+_MEMORY = (MR_REGISTERED, MR_DEREGISTERED)
 #: Records from which a process becomes known.
 _NEW_PROCESS = (CONTEXT_OPENED, QP_CREATED, QP_MODIFIED)
 
 
 @dataclass(slots=True)
 class Sample:
-    """What one wait brought. ``posts`` is None between ticks."""
+    """What one wait brought. ``posts``: the counters of posted work were read too, into their table."""
 
     records: list[Record] = field(default_factory=list)
-    posts: list[tuple[PostKey, Post, str | None]] | None = None
+    posts: bool = False
+    #: Records of memory regions, one after the other as the probes wrote them.
+    regions: bytes = b""
+    #: Records that were taken, those that were folded on the way among them.
+    received: int = 0
     processes: list[Process] = field(default_factory=list)
     #: pid -> since when (epoch ns) its provider library is probed; None where it is not.
     instrumented: dict[int, int | None] = field(default_factory=dict)
@@ -89,15 +96,17 @@ class Verbs:
         self._config = config
         self._series = series
         self._ledger = ledger
+        self._host_pids = host_pids()
         self._control: Probes | None = None
         self._connection_manager: Probes | None = None
         self._data: Probes | None = None
         self._uverbs = Uverbs(self.errors)
-        self._posts = Posts()
+        self._posts = Posts(series.ring, MAX_POST_KEYS)
         self._control_fold = ControlFold(series, ledger)
-        self._post_fold = PostFold(series, ledger)
-        #: Counter of posted work -> RDMA device; looked up once, while its context is surely still that one.
-        self._device_of: dict[bytes, str] = {}
+        self._post_fold = PostFold(series, ledger, self._posts)
+        self._connection_manager_fold = ConnectionManagerFold(series)
+        self._post_map: Map | None = None
+        self._contexts: Map | None = None
         self._devices: set[str] = set()
         self._discovery: Discovery | None = None
         #: The helper process: what it opened and made is not told.
@@ -142,19 +151,20 @@ class Verbs:
         self._anew = False
         self._post_fold.delete_retired(self._delete)
         began = time.monotonic()
-        sample.records = self._wait(max(0.0, self._next_tick - began))
+        self._wait(max(0.0, self._next_tick - began), sample)
         self.waited = time.monotonic() - began
         tick = time.monotonic() >= self._next_tick
         if tick:
             self._next_tick = max(self._next_tick + self._config.interval, time.monotonic())
             self._look_for_news()
         if tick or any(ends_flows(record) for record in sample.records):
-            sample.posts = self._read_posts()
+            sample.posts = True
+            self._read_posts()
             # A queue pair is recorded before its first post: with what has come meanwhile, all are known.
-            late = self._wait(0)
-            if any(ends_flows(record) for record in late):
-                sample.posts += self._read_posts()
-            sample.records += late
+            known = len(sample.records)
+            self._wait(0, sample)
+            if any(ends_flows(record) for record in sample.records[known:]):
+                self._read_posts()
             sample.losses = self._losses()
         self._resolve(sample)
         return sample
@@ -167,24 +177,32 @@ class Verbs:
             if probes is not None:
                 probes.close()
         self._control = self._connection_manager = self._data = None
+        self._post_map = self._contexts = None
         # What comes next is loaded, attached and counted from the beginning.
-        self._posts = Posts()
-        for learned in (self._device_of, self._known, self._devices):
+        self._posts = Posts(self._series.ring, MAX_POST_KEYS)
+        for learned in (self._known, self._devices):
             learned.clear()
         self.problems.pop("connection manager", None)
         self._anew = True
 
-    def _wait(self, seconds: float) -> list[Record]:
+    def _wait(self, seconds: float, sample: Sample) -> None:
+        """Add to ``sample`` what has been recorded, or will be within ``seconds``."""
         loaded = [p for p in (self._control, self._connection_manager, self._data) if p is not None]
+        before = sum(probes.records.received for probes in loaded)
         try:
             batches = [loaded[0].records.poll(int(seconds * 1000) + 1)]
             batches += [probes.records.poll(0) for probes in loaded[1:]]
         except BpfError as error:
             raise SourceUnavailable(f"the BPF ring buffer cannot be read: {error}") from None
-        records = [r for batch in batches for r in decode(batch) if r.pid != self._helper]
+        sample.received += sum(probes.records.received for probes in loaded) - before
+        found, regions = divide(b"".join(batches))
+        found = [record for record in found if record.pid != self._helper]
         # Of several buffers; and an end is told when it is done, with the time at which it began.
-        records.sort(key=lambda record: record.time_ns)
-        return self._uverbs.place(records)
+        found.sort(key=lambda record: record.time_ns)
+        placed = self._uverbs.place(found)
+        sample.records += [record for record in placed if record.kind not in _MEMORY]
+        # Here are left those whose device was a number.
+        sample.regions += regions + b"".join(record.raw for record in placed if record.kind in _MEMORY)
 
     def _look_for_news(self) -> None:
         """Devices and modules may come while the agent runs."""
@@ -193,7 +211,9 @@ class Verbs:
         wanted = self._control is not None and "connection manager" not in self.problems
         if wanted and self._connection_manager is None and module_loaded("rdma_cm"):
             try:
-                self._connection_manager = load_connection_manager(self._config.event_buffer)
+                self._connection_manager = load_connection_manager(
+                    self._config.event_buffer, self._connection_manager_fold.events
+                )
             except ProbesUnavailable as error:
                 self._trouble("connection manager", str(error))
         try:
@@ -220,31 +240,27 @@ class Verbs:
         self._discovery.host(report.places)
         return True
 
-    def _read_posts(self) -> list[tuple[PostKey, Post, str | None]]:
+    def _read_posts(self) -> None:
+        """Read the map of posted work. A counter is placed at once: its context is surely still that one."""
         if self._data is None:
-            return []
-        counters = self._data.object.map("posts")
-        contexts = self._data.object.map("contexts")
-        found = []
+            return
+        if self._post_map is None or self._contexts is None:
+            self._post_map = self._data.object.map("posts")
+            self._contexts = self._data.object.map("contexts")
         try:
-            for keys, values, count in counters.batches():
-                for key, post in self._posts.changed(keys, values, count, counters.cpus):
-                    device = self._device_of.get(key.raw)
-                    if (
-                        device is None
-                        and (raw := contexts.get(context_key(key.context, key.pid))) is not None
-                    ):
-                        device = self._device_of[key.raw] = context_device(raw)
-                    found.append((key, post, device))
+            self._posts.read(self._post_map)
         except BpfError as error:
             self._count_error(error)
-        return found
+        for number in self._posts.strangers():
+            key = self._posts.key(number)
+            context = self._contexts.get(context_key(key.context, key.pid))
+            if context is not None:
+                self._posts.place(number, context_device(context))
 
     def _delete(self, raw: bytes) -> None:
-        if self._data is not None:
-            self._data.object.map("posts").delete(raw)
+        if self._post_map is not None:
+            self._post_map.delete(raw)
         self._posts.forget(raw)
-        self._device_of.pop(raw, None)
 
     def _losses(self) -> dict[str, int]:
         total: dict[str, int] = {}
@@ -253,12 +269,15 @@ class Verbs:
                 for reason, count in probes.losses().items():
                     total[reason] = total.get(reason, 0) + count
                 total["wrong_size"] = total.get("wrong_size", 0) + probes.records.misfits
+        # Beyond what the probes lost: what had no room in the tables here.
+        refused = self._posts.refused + self._connection_manager_fold.events.refused
+        total["table_full"] = total.get("table_full", 0) + refused
         return total
 
     def _resolve(self, sample: Sample) -> None:
         """Read /proc of the processes that are new here, and notice those that have gone."""
         comms = {record.pid: record.comm for record in sample.records if record.kind in _NEW_PROCESS}
-        for pid in (*(key.pid for key, _, _ in sample.posts or ()), *self._unresolved):
+        for pid in (*self._posters(), *self._unresolved):
             comms.setdefault(pid, "")
         self._unresolved = set()
         # A process that opens a device may be another one than had its pid before.
@@ -266,16 +285,15 @@ class Verbs:
         for pid, comm in comms.items():
             if pid not in opened and self._known.get(pid) is not None:
                 continue
-            sample.processes.append(read_process(pid, comm))
-            since = self._discovery.look(pid) if self._discovery is not None else None
-            self._known[pid] = sample.instrumented[pid] = since
-        if self._discovery is not None:
+            sample.processes.append(self._process(pid, comm))
+            self._known[pid] = sample.instrumented[pid] = self._instrumented_since(pid)
+        if self._discovery is not None and self._host_pids:
             for record in sample.records:
                 if record.kind == QP_EXTENDED:
                     since = self._discovery.extended(record.pid, record.qp_ex_functions)
                     if since is not None:
                         sample.extended[record.device, record.qpn] = since
-            if sample.posts is not None:
+            if sample.posts:
                 self._discovery.sweep()
         now = time.monotonic()
         if now >= self._next_reap:
@@ -283,6 +301,20 @@ class Verbs:
             sample.gone = [pid for pid in self._known if not Path(f"/proc/{pid}").exists()]
             for pid in sample.gone:
                 del self._known[pid]
+
+    def _posters(self) -> set[int]:
+        """The processes that post and of which not everything is known."""
+        return {self._posts.key(number).pid for number in self._posts.arrived()}
+
+    def _process(self, pid: int, comm: str) -> Process:
+        if not self._host_pids:
+            return Process(pid, comm or "unknown", None)
+        return read_process(pid, comm, self._ledger.workloads.resolver)
+
+    def _instrumented_since(self, pid: int) -> int | None:
+        if self._discovery is None or not self._host_pids:
+            return None
+        return self._discovery.look(pid)
 
     def _count_error(self, error: BpfError) -> None:
         name = errno.errorcode.get(error.errno, str(error.errno))
@@ -297,44 +329,47 @@ class Verbs:
 
     def fold(self, sample: Sample, now_ns: int) -> None:
         if sample.anew:
-            self._post_fold.restart(now_ns)
+            self._post_fold.restart(self._posts, now_ns)
         for process in sample.processes:
             self._ledger.processes.put(process)
-        self._control_fold.instrumented.update(sample.instrumented)
+        self._control_fold.learn(sample.instrumented)
         self._control_fold.extended = sample.extended
         if self._discovery is not None:
             self._post_fold.probed_since_ns = self._discovery.attachments.newest_ns
-        posts = self._post_fold.take(sample.posts or [])
+        self._post_fold.admit()
         offset = now_ns - time.clock_gettime_ns(time.CLOCK_MONOTONIC)
+        self._ledger.memory.fold(sample.regions, offset)
+        self._connection_manager_fold.fold(now_ns)
         for record in sample.records:
             if record.kind == QP_DESTROYED:
                 # Its last posts first: what they moved belongs to the flows that end now.
-                self._post_fold.finish(record.device, record.qpn, posts, now_ns)
+                self._post_fold.finish(record.device, record.qpn, now_ns)
             elif record.kind == PROCESS_EXITED:
-                for connection in self._control_fold.connections_of(record.pid):
-                    self._post_fold.finish(connection.device, connection.qpn, posts, now_ns)
+                for connection in self._ledger.connections.of_process(record.pid):
+                    self._post_fold.finish(connection.device, connection.qpn, now_ns)
             elif ends_flows(record):
-                self._post_fold.settle(record.device, record.qpn, posts, now_ns)
+                self._post_fold.settle(record.device, record.qpn, now_ns)
                 if unbinds(record):
                     self._post_fold.unbind(record.device, record.qpn, now_ns)
             self._control_fold.fold(record, record.time_ns + offset)
             self._post_fold.learn(record)
-        if sample.posts is not None:
-            self._unresolved |= self._control_fold.complete_snapshots()
-            self._post_fold.fold(posts, now_ns)
+        if sample.posts:
+            arrived = self._ledger.connections.take_arrived()
+            self._unresolved |= self._control_fold.complete(arrived)
+            self._post_fold.fold(arrived, now_ns)
         for pid in sample.gone:
             self._post_fold.process_gone(pid, now_ns)
-            self._control_fold.process_gone(pid)
+            self._control_fold.process_gone(pid, now_ns)
         self._export(sample, now_ns)
 
     def _export(self, sample: Sample, now_ns: int) -> None:
         attributes = {catalog.SOURCE.name: self.name}
-        if sample.records:
-            self._series.series(catalog.RECORDS, attributes, now_ns).add(len(sample.records), now_ns)
+        if sample.received:
+            self._series.series(catalog.RECORDS, attributes, now_ns).add(sample.received, now_ns)
         for reason, count in sample.losses.items():
             labels = {**attributes, catalog.LOSS.name: reason}
             self._series.series(catalog.LOST, labels, now_ns).observe(count, now_ns)
-        if sample.posts is None:
+        if not sample.posts:
             return
         for probes in (self._control, self._connection_manager, self._data):
             if probes is None:

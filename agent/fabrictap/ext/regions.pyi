@@ -1,0 +1,36 @@
+from collections.abc import Callable
+
+from fabrictap.ext.ring import Ring
+
+Found = tuple[str, int, int, int | None, int | None, int, int | None, int]
+
+class RegionTable:
+    capacity: int
+    dropped: int
+    def __init__(
+        self,
+        capacity: int,
+        wanted: Callable[[str], bool],
+        ring: Ring | None = None,
+        registered: int = -1,
+        deregistered: int = -1,
+    ) -> None: ...
+    def __len__(self) -> int: ...
+    def fold(self, records: bytes, offset_ns: int) -> None: ...
+    def put(
+        self,
+        device: str,
+        lkey: int,
+        rkey: int,
+        pid: int | None,
+        address: int | None,
+        length: int,
+        access: int | None,
+    ) -> bool: ...
+    def find(self, device: str, lkey: int) -> Found | None: ...
+    def remove(self, device: str, lkey: int) -> bool: ...
+    def remove_device(self, device: str) -> None: ...
+    def remove_process(self, pid: int) -> None: ...
+    def keys(self) -> list[tuple[str, int]]: ...
+    def regions(self) -> list[Found]: ...
+    def sums(self) -> list[tuple[int | None, str, str, bool | None, int, int]]: ...

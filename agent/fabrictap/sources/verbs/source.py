@@ -131,7 +131,11 @@ class Verbs:
             )
         if self._config.data != "off":
             try:
-                self._data = load_data(self._config.post_memory, self._config.event_buffer)
+                self._data = load_data(
+                    self._config.post_memory,
+                    self._config.event_buffer,
+                    subtract=self._config.refused == "subtract",
+                )
                 self._discovery = Discovery(Attachments(self._data, self.errors), self.errors)
             except ProbesUnavailable as error:
                 self._trouble("data path", f"{error}: posts are not counted")

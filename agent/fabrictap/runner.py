@@ -151,7 +151,7 @@ class Runner:
         with self._lock:
             source.fold_fast(now_ns)
         self._fast_costs.append(time.thread_time() - began)
-        # One that costs more, as when a device came, says nothing of the next; nor is it the last to be taken.
+        # One that costs more, as when a device came, says nothing of the next, and is not the last one taken.
         self.fast_cost = min(self._fast_costs)
         longest = max(source.fast_interval, self.source.interval / 2)
         self.fast_interval = min(max(source.fast_interval, self.fast_cost / _FAST_SHARE), longest)

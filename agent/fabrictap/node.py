@@ -12,8 +12,10 @@ from fabrictap import catalog, ringfile
 from fabrictap.config import Config
 from fabrictap.export import resource
 from fabrictap.export.exporter import Exporter
+from fabrictap.export.prometheus import Endpoint
 from fabrictap.insight.identities import Identities
 from fabrictap.insight.inventory import Inventory
+from fabrictap.insight.reconcile import Reconciler
 from fabrictap.journal import Journal
 from fabrictap.ledger import Ledger, names
 from fabrictap.runner import Runner
@@ -70,10 +72,12 @@ class Node:
             )
             if wanted
         ]
+        self.reconciler = Reconciler(self.series, self.ledger)
         self._inventory = Inventory(self.series, self.ledger)
         self._identities = Identities(self.series, self.ledger)
         self._selfwatch = SelfWatch(self.series)
         self._exporter = Exporter(config, attributes, self.series, self.ledger.flows)
+        self._prometheus = Endpoint(config.export.prometheus, self.ring, attributes, self._lock)
 
     def stop(self) -> None:
         """Ask ``run`` to end; from any thread or signal handler."""
@@ -95,6 +99,7 @@ class Node:
         for runner in self.runners:
             runner.start()
             runner.settled.wait(_STOP_SECONDS)
+        self._prometheus.open()
         next_tick = time.monotonic() + self._config.ring.tick
         next_export = time.monotonic() + self._config.export.interval
         said_hung: set[str] = set()
@@ -106,12 +111,15 @@ class Node:
                 break
             if now >= next_tick:
                 with self._lock:
-                    self.ring.tick(time.time_ns())
+                    now_ns = time.time_ns()
+                    self.reconciler.fold(now_ns)
+                    self.ring.tick(now_ns)
                 for runner in self.runners:
                     runner.revive(now)
                 next_tick = max(next_tick + self._config.ring.tick, now)
             if now >= next_export:
                 self._export()
+                self._prometheus.open()
                 next_export = max(next_export + self._config.export.interval, now)
                 self._watch_for_hangs(said_hung)
         self._end()
@@ -139,6 +147,7 @@ class Node:
 
     def _end(self) -> None:
         _log.info("stopping")
+        self._prometheus.close()
         for runner in self.runners:
             runner.stop()
         deadline = time.monotonic() + _STOP_SECONDS

@@ -15,6 +15,7 @@ from fabrictap.ledger.gpus import Gpus
 from fabrictap.ledger.memory import Contexts, MemoryRegions
 from fabrictap.ledger.processes import KERNEL, Processes
 from fabrictap.ledger.providers import Providers
+from fabrictap.ledger.traffic import Traffic
 from fabrictap.ledger.workloads import NONE, Resolver, Workloads
 from fabrictap.ledger.workloads.podlogs import PodLogs
 from fabrictap.ledger.workloads.procfs import Reader
@@ -44,6 +45,7 @@ class Ledger:
         self.flows = Flows(limits.finished_spans, int(config.flows.window * 1e9), self.identity_of)
         self.connections = Connections(limits.connections, self.flows, memory, self.processes)
         self.memory = MemoryRegions(limits.memory_regions, self.filter, memory)
+        self.traffic = Traffic()
         self.contexts = Contexts(limits.contexts)
         self.gpus = Gpus(limits.gpus)
         self.providers = Providers(limits.gpus * FIGURES_PER_GPU)

@@ -5,14 +5,13 @@ from __future__ import annotations
 import ctypes
 import errno
 import gc
-import subprocess
 import threading
 from pathlib import Path
 
 import psutil
 import pytest
 
-from doubles.nvml import builder
+from doubles.nvml import builder, real
 from doubles.nvml.driver import Node
 from fabrictap.catalog import (
     ERRORS,
@@ -457,13 +456,11 @@ def test_patience_leaves_a_call_behind_and_goes_on_with_another_thread():
 
 
 def test_the_real_library_without_a_driver_says_so_in_one_line(watch):
-    """Debian's libnvidia-ml1, where it is installed and no GPU is."""
-    name = "libnvidia-ml.so.1"
-    listed = subprocess.run(["/sbin/ldconfig", "-p"], capture_output=True, text=True, check=True).stdout
-    path = next((line.split()[-1] for line in listed.splitlines() if line.split()[:1] == [name]), None)
-    there = path is not None and not Path("/dev/nvidiactl").exists()
-    require("nvidia-library", there, "apt-get install libnvidia-ml1 (non-free), on a machine without a GPU")
-    watched = watch("hgx-h100", library=path)
+    path, problem = real.library()
+    require("nvml535", path is not None, problem)
+    if Path("/dev/nvidiactl").exists():
+        pytest.skip("this machine has a driver")
+    watched = watch("hgx-h100", library=str(path))
     with pytest.raises(SourceUnavailable, match="modprobe nvidia") as said:
         watched.source.open()
     assert "\n" not in str(said.value)

@@ -358,3 +358,13 @@ def test_the_fields_coming_back_end_what_stood_in_for_them(watch):
     seconds(watched, 21)
     assert watched.find(GPU_THROUGHPUT, **where) == []
     assert watched.values(GPU_IO, "fabrictap.provider", **where) == {"nvml": 5}
+
+
+def test_without_a_fast_tier_the_counters_are_read_with_everything_else(watch):
+    watched = watch("hgx-h100", fast_interval=0.0)
+    watched.source.open()
+    for _ in range(3):
+        watched.slow(10)
+    check(watched, 8, 18)
+    watched.slow(10)
+    check(watched, 8, 18)

@@ -143,6 +143,7 @@ setup(
             extension("ring", ["m"]),
             extension("points", []),
             extension("nvml", []),
+            extension("dcgm", ["dl"]),
             extension("connections", []),
             extension("posts", []),
             extension("fold", []),

@@ -81,9 +81,10 @@ HW_ID = Attribute(
     "hw.id",
     str,
     "What it is about, unique on the node: an RDMA port is DEVICE/PORT, as in mlx5_0/1, a GPU GPU-<uuid>, a "
-    "MIG device MIG-<uuid>",
+    "MIG device MIG-<uuid>, a MIG GPU instance that is not one MIG device GPU-<uuid>/gi<number>, an NVSwitch "
+    "nvswitch/<number>, a CPU that DCGM watches cpu/<number>",
 )
-HW_TYPE = Attribute("hw.type", str, "Kind of hardware component", ("network", "gpu"))
+HW_TYPE = Attribute("hw.type", str, "Kind of hardware component", ("network", "gpu", "cpu"))
 HW_NAME = Attribute("hw.name", str, "Network interface that the port belongs to, where there is one")
 HW_PARENT = Attribute(
     "hw.parent", str, "RDMA device that the port belongs to; of a MIG device, the hw.id of its GPU"
@@ -281,6 +282,13 @@ GPU_ROW_REMAP = Attribute(
     "pending: a reset is needed to put a row out of use; failed: no spare row was left",
     ("pending", "failed"),
 )
+GPU_BIT_ERROR_KIND = Attribute(
+    "gpu.nvlink.bit_error.kind",
+    str,
+    "symbol: before error correction; effective: what is left after it",
+    ("symbol", "effective"),
+)
+NVSWITCH_LINK = Attribute("gpu.nvswitch.link", int, "Number of the link on its NVSwitch, from 0")
 GPU_PROCESS_TYPE = Attribute(
     "gpu.process.type", str, "What the process uses the GPU for", ("compute", "graphics", "mps")
 )
@@ -382,7 +390,8 @@ LOSS = Attribute(
     "What could not be recorded: buffer_full a control record, table_full posts of a new queue pair, "
     "table_busy likewise, chain_too_long the rest of a chain of work requests, too_many_sges the rest of a "
     "scatter/gather list, memory_fault the rest of a post, wrong_size a record of another version, "
-    "unknown_handle a command on an object that is older than the agent (hook level syscall)",
+    "unknown_handle a command on an object that is older than the agent (hook level syscall), "
+    "batch_too_long posts of ibv_wr_* that were counted before their batch of more than 32 was given up",
     (
         "buffer_full",
         "table_full",
@@ -392,6 +401,7 @@ LOSS = Attribute(
         "memory_fault",
         "wrong_size",
         "unknown_handle",
+        "batch_too_long",
     ),
 )
 WORKLOAD_LOSS = Attribute(
@@ -520,8 +530,9 @@ ERRORS = Metric(
     "Errors and discards that a port or a GPU counted; hw.type says which. Of a port, error.type is the "
     "counter's file name. Of a GPU: ecc_corrected and ecc_uncorrected (gpu.ecc.span), row_remap_corrected "
     "and row_remap_uncorrected (rows put out of use), pcie_replay, pcie_correctable, pcie_non_fatal, "
-    "pcie_fatal, nvlink_* by link, and xid_N: driver errors (XIDs) since the agent came",
-    (*_PORT, HW_TYPE, ERROR_TYPE, IO_DIRECTION, GPU_MEMORY_SPAN, GPU_LINK, PROVIDER),
+    "pcie_fatal, nvlink_* by link (from DCGM: of all links), and xid_N: driver errors (XIDs) since the agent "
+    "came. Of an NVSwitch: nvswitch_* by link, sxid_N and sxid_fatal_N likewise",
+    (*_PORT, HW_TYPE, ERROR_TYPE, IO_DIRECTION, GPU_MEMORY_SPAN, GPU_LINK, NVSWITCH_LINK, PROVIDER),
     Standard.SEMCONV,
 )
 PORT_COUNTER = Metric(
@@ -612,6 +623,35 @@ NVLINK_LIMIT = Metric(
     "By/s",
     "Speed of an active NVLink, in each direction",
     _LINK,
+)
+NVLINK_BIT_ERRORS = Metric(
+    "gpu.nvlink.bit_error.ratio",
+    Kind.GAUGE,
+    "1",
+    "Bit errors over bits, over all NVLinks of the GPU (NVLink 5 and later)",
+    (*_GPU, GPU_BIT_ERROR_KIND),
+)
+NVSWITCH_TRAFFIC = Metric(
+    "gpu.nvswitch.traffic",
+    Kind.COUNTER,
+    "{count}",
+    "The NVSwitch's own throughput counter, summed over its links. What one count is worth depends on the "
+    "library below DCGM and is not documented: good to compare links and times, not for bytes",
+    (HW_ID, PROVIDER, IO_DIRECTION),
+)
+NVSWITCH_LINK_TRAFFIC = Metric(
+    "gpu.nvswitch.link.traffic",
+    Kind.COUNTER,
+    "{count}",
+    "The same of one link of the NVSwitch",
+    (HW_ID, PROVIDER, NVSWITCH_LINK, IO_DIRECTION),
+)
+NVSWITCH_LINK_UP = Metric(
+    "gpu.nvswitch.link.up",
+    Kind.UPDOWNCOUNTER,
+    "{link}",
+    "1 while the link of the NVSwitch is active, else 0; links that were never active are left out",
+    (HW_ID, PROVIDER, NVSWITCH_LINK),
 )
 PCIE_LIMIT = Metric(
     "gpu.pcie.bandwidth.limit",
@@ -858,7 +898,11 @@ DEVICE_ASSIGNMENT = Metric(
 # --- metrics: the agent itself --------------------------------------------------------------------
 
 SOURCE_UP = Metric(
-    "fabrictap.source.up", Kind.UPDOWNCOUNTER, "{source}", "1 while the source delivers, else 0", (SOURCE,)
+    "fabrictap.source.up",
+    Kind.UPDOWNCOUNTER,
+    "{source}",
+    "1 while the source delivers, else 0; none where what it reads is not here and was not asked for",
+    (SOURCE,),
 )
 SOURCE_DURATION = Metric(
     "fabrictap.source.sample.duration",

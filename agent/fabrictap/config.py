@@ -112,6 +112,21 @@ class Nvml(Section):
     xid: bool = True
 
 
+class Dcgm(Section):
+    #: auto: where there is a library and an engine; on: it is missed where there is none.
+    enabled: Literal["auto", "on", "off"] = "auto"
+    #: Of the host engine: ``host``, ``host:port``, ``tcp://...``, ``unix:///path`` or ``vsock://...``.
+    address: str = "localhost:5555"
+    #: libdcgm, a name that the loader finds or a path; libdcgm.so.4, then libdcgm.so.3 without.
+    library: str | None = None
+    interval: Duration = Duration(10.0)
+    #: For connecting.
+    timeout: Duration = Duration(5.0)
+    #: Whether profiling fields are watched; ``auto``: on GPUs whose counters several may use (Hopper and
+    #: later). What another client of the engine watches is read in any case.
+    profiling: Literal["auto", "on", "off"] = "auto"
+
+
 class Kubelet(Section):
     """Names of pods and containers and who has which device."""
 
@@ -135,6 +150,7 @@ class Sources(Section):
     rdma_netlink: RdmaNetlink = msgspec.field(default_factory=RdmaNetlink)
     verbs: Verbs = msgspec.field(default_factory=Verbs)
     nvml: Nvml = msgspec.field(default_factory=Nvml)
+    dcgm: Dcgm = msgspec.field(default_factory=Dcgm)
     kubelet: Kubelet = msgspec.field(default_factory=Kubelet)
 
 
@@ -398,8 +414,9 @@ def _value(wanted: Any, raw: Any) -> Any:
         return parse_duration(raw) if isinstance(raw, str) else _unitless("duration", "10s", raw)
     if wanted is Size:
         return parse_size(raw) if isinstance(raw, str) else _unitless("size", "64MiB", raw)
-    if raw is False and typing.get_origin(wanted) is Literal and "off" in typing.get_args(wanted):
-        return "off"  # YAML 1.1 reads a bare off as a boolean
+    if isinstance(raw, bool) and typing.get_origin(wanted) is Literal:
+        word = "on" if raw else "off"  # YAML 1.1 reads a bare on or off as a boolean
+        raw = word if word in typing.get_args(wanted) else raw
     text = isinstance(raw, _Text)
     if text:
         members = typing.get_args(wanted) if isinstance(wanted, types.UnionType) else ()
@@ -446,6 +463,8 @@ def _check(config: Config) -> None:
         ("sources.verbs.interval", sources.verbs.interval, 0.01),
         ("sources.nvml.interval", sources.nvml.interval, 0.1),
         ("sources.nvml.process_interval", sources.nvml.process_interval, 1.0),
+        ("sources.dcgm.interval", sources.dcgm.interval, 0.1),
+        ("sources.dcgm.timeout", sources.dcgm.timeout, 0.001),
         ("sources.kubelet.interval", sources.kubelet.interval, 1.0),
         ("export.interval", config.export.interval, 0.1),
         ("flows.window", config.flows.window, 1.0),
@@ -459,6 +478,7 @@ def _check(config: Config) -> None:
     if url is not None and not re.fullmatch(r"https?://[^/@\s]+(/[^\s]*)?", url):
         raise ConfigError(f"sources.kubelet.url: expected as in https://127.0.0.1:10250/pods, got {url!r}")
     _check_ring(config)
+    _check_dcgm(sources.dcgm)
     size = sources.verbs.event_buffer
     if not 4096 <= size <= 1 << 30 or size & (size - 1):
         raise ConfigError(
@@ -494,6 +514,16 @@ def _check_ring(config: Config) -> None:
             raise ConfigError(
                 f"sources.{name}.fast_interval: expected 0s (off) or from 10ms to the interval, got {fast:g}s"
             )
+
+
+def _check_dcgm(dcgm: Dcgm) -> None:
+    if not re.fullmatch(r"(?:tcp://|vsock://)?[^\s/\0]+|unix:///[^\0]+", dcgm.address):
+        raise ConfigError(
+            "sources.dcgm.address: expected host, host:port, unix:///path or vsock://cid:port, got "
+            f"{dcgm.address!r}"
+        )
+    if dcgm.library == "":
+        raise ConfigError("sources.dcgm.library: expected a file name or a path, got nothing")
 
 
 def _check_nvml(nvml: Nvml) -> None:

@@ -111,6 +111,8 @@ class Providers:
 
     capacity: int
     dropped: int = 0
+    #: Changes when a figure is offered that nobody offered before.
+    version: int = 0
     _figures: dict[Figure, list[Offer]] = field(default_factory=dict)
 
     def __len__(self) -> int:
@@ -129,6 +131,7 @@ class Providers:
                 self.dropped += 1
                 return made
             offers = self._figures[figure] = []
+            self.version += 1
         offers.append(made)
         offers.sort(key=lambda offer: offer.rank)
         return made
@@ -153,6 +156,10 @@ class Providers:
                 self.choose(offer.figure)
             else:
                 del self._figures[offer.figure]
+
+    def known(self, figure: Figure) -> bool:
+        """Whether anybody offers ``figure``."""
+        return figure in self._figures
 
     def chosen(self, figure: Figure) -> str | None:
         """The provider that writes ``figure`` now."""

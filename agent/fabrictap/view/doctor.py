@@ -21,7 +21,7 @@ from fabrictap.sources.kubelet import podresources
 from fabrictap.sources.kubelet.source import Kubelet
 from fabrictap.sources.verbs import providers
 from fabrictap.version import VERSION
-from fabrictap.view import gpus
+from fabrictap.view import dcgm, gpus
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,6 +84,7 @@ def examine(config: Config, *, quick: bool = False) -> Iterator[Check]:
         yield from _providers()
         yield from _kubelet(config)
         yield from _gpus(config)
+        yield from _dcgm(config)
     else:
         yield _gpu_library(config)
 
@@ -238,7 +239,13 @@ def _providers() -> Iterator[Check]:
     for subject, problem in report.problems.items():
         fix = "apt-get install ibverbs-providers" if subject.startswith("lib") else ""
         yield Check(f"provider of {subject}", "missing", problem, "its posted bytes are not counted", fix)
+    extended = [place for place in report.places if place.function in providers.EXTENDED]
+    for library in sorted({place.file for place in extended}):
+        count = len([place for place in extended if place.file == library])
+        yield Check("ibv_wr_*", "ok", f"{library}, {count} functions")
     for place in report.places:
+        if place in extended:
+            continue
         found = f"{place.file} + {place.offset:#x}"
         cost = ""
         try:
@@ -280,6 +287,26 @@ def _gpus(config: Config) -> Iterator[Check]:
             continue
         lacks = "; ".join(f"{reason}: {', '.join(names)}" for reason, names in sorted(one.missing.items()))
         yield Check(what, "ok", gpus.describe(one), f"does not have: {lacks}" if lacks else "")
+
+
+def _dcgm(config: Config) -> Iterator[Check]:
+    settings = config.sources.dcgm
+    if settings.enabled == "off":
+        yield Check("DCGM", "absent", "not watched: sources.dcgm.enabled is off")
+        return
+    report = dcgm.look(config)
+    cost = "no NVSwitches, no memory bandwidth of GPUs before Hopper, no CPUs of Grace"
+    if report.problem is not None:
+        fix = "systemctl status nvidia-dcgm; another address or library: sources.dcgm in the configuration"
+        if report.absent:
+            yield Check("DCGM", "absent", report.problem, cost)
+        else:
+            yield Check("DCGM", "missing", report.problem, cost, fix)
+        return
+    lacks = "; ".join(f"{reason}: {', '.join(names)}" for reason, names in report.missing.items())
+    yield Check("DCGM", "ok", report.found, f"does not have: {lacks}" if lacks else "")
+    for words in report.refused:
+        yield Check("DCGM refuses", "ok", words)
 
 
 def _kubelet(config: Config) -> Iterator[Check]:

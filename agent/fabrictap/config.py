@@ -86,7 +86,7 @@ class Verbs(Section):
     interval: Duration = Duration(1.0)
     #: How the control path is hooked; ``auto`` takes the first of fexit, kprobe, syscall that works.
     control: Literal["auto", "fexit", "kprobe", "syscall", "off"] = "auto"
-    #: Whether posts are counted by uprobes in the provider libraries (about 1 us of the poster's CPU each).
+    #: Whether posts are counted by uprobes in the provider libraries (about 2 us of the poster's CPU each).
     data: Literal["full", "off"] = "full"
     #: Size of the BPF ring buffer; a power of two and at least a page.
     event_buffer: Size = Size(1 << 20)

@@ -245,7 +245,7 @@ def test_at_the_entry_alone_what_the_provider_refuses_is_counted_too(bpf, double
         application.tell("batch", 0, 5, 3, 2, 0, 2, 10, -1, 0, 1, 0)
         assert_equal(tap, application, contexts)
         application.tell("fail", errno.ENOMEM, 1)
-        application.send(0, chain=5)
+        application.send(4, chain=5)
         assert [count.totals[0] for count in tap.counters(application.pid).values()] == [5]
         assert not any(name.endswith("_return") for name in tap.probes.attached)
 

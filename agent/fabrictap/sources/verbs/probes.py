@@ -219,9 +219,10 @@ def forget_threads(probes: Probes) -> int:
 def _programs(name: str, *, bounded: bool, returns: bool) -> list[tuple[str, bool]]:
     """(program, on return) of what is attached to the function ``name``."""
     if not returns:
-        if name in EXPORTED:  # these tell nothing at their entry
+        if name == "create_ah":  # tells nothing at its entry
             return []
-        return [(f"{name}_entry" if name in DATA_PATH or name == "wr_complete" else name, False)]
+        at_entry = (*DATA_PATH, "wr_complete", "qp_to_qp_ex")
+        return [(f"{name}_entry" if name in at_entry else name, False)]
     if name in DATA_PATH:
         return [(name, False), (f"{name}_return_bounded" if bounded else f"{name}_return", True)]
     if name in ("create_ah", "wr_complete"):

@@ -138,7 +138,7 @@ static __always_inline int posted(struct pt_regs *ctx, __u8 queue)
 	return count_chain(queue, call.queue, call.wr, end);
 }
 
-/* Where the kernel's return probes are not safe (probes.py): all of the chain, whatever the provider takes. */
+/* At the entry alone: all of the chain, whatever the provider takes of it. */
 static __always_inline int offered(struct pt_regs *ctx, __u8 queue)
 {
 	__u64 first = PT_REGS_PARM2(ctx);
@@ -168,6 +168,17 @@ static __always_inline int posted_bounded(struct pt_regs *ctx, __u8 queue)
 			return 0;
 	}
 	lose(FT_LOSS_CHAIN);
+	return 0;
+}
+
+static __always_inline int offered_bounded(struct pt_regs *ctx, __u8 queue)
+{
+	__u64 next = PT_REGS_PARM2(ctx);
+
+	for (int i = 0; i < MAX_CHAIN_BOUNDED && next; i++)
+		next = count_one(PT_REGS_PARM1(ctx), next, queue);
+	if (next)
+		lose(FT_LOSS_CHAIN);
 	return 0;
 }
 
@@ -227,7 +238,7 @@ int post_srq_recv_return_bounded(struct pt_regs *ctx)
 	return posted_bounded(ctx, FT_QUEUE_SHARED_RECEIVE);
 }
 
-/* The same at the entry alone. */
+/* The same at the entry alone, which costs half. */
 
 SEC("uprobe")
 int post_send_entry(struct pt_regs *ctx)
@@ -245,6 +256,24 @@ SEC("uprobe")
 int post_srq_recv_entry(struct pt_regs *ctx)
 {
 	return offered(ctx, FT_QUEUE_SHARED_RECEIVE);
+}
+
+SEC("uprobe")
+int post_send_entry_bounded(struct pt_regs *ctx)
+{
+	return offered_bounded(ctx, FT_QUEUE_SEND);
+}
+
+SEC("uprobe")
+int post_recv_entry_bounded(struct pt_regs *ctx)
+{
+	return offered_bounded(ctx, FT_QUEUE_RECEIVE);
+}
+
+SEC("uprobe")
+int post_srq_recv_entry_bounded(struct pt_regs *ctx)
+{
+	return offered_bounded(ctx, FT_QUEUE_SHARED_RECEIVE);
 }
 
 /*

@@ -12,15 +12,20 @@ from fabrictap import catalog, ringfile
 from fabrictap.config import Config
 from fabrictap.export import resource
 from fabrictap.export.exporter import Exporter
+from fabrictap.export.prometheus import Endpoint
 from fabrictap.insight.identities import Identities
 from fabrictap.insight.inventory import Inventory
+from fabrictap.insight.reconcile import Reconciler
 from fabrictap.journal import Journal
 from fabrictap.ledger import Ledger, names
 from fabrictap.runner import Runner
 from fabrictap.selfwatch import SelfWatch
 from fabrictap.series import SeriesTable
+from fabrictap.sources import Expiring
+from fabrictap.sources.dcgm.source import Dcgm
 from fabrictap.sources.infiniband.source import Infiniband
 from fabrictap.sources.kubelet.source import Kubelet
+from fabrictap.sources.nvml.source import Nvml
 from fabrictap.sources.rdma_netlink.source import RdmaNetlink
 from fabrictap.sources.verbs.source import Verbs
 
@@ -57,6 +62,14 @@ class Node:
                     config.sources.rdma_netlink.enabled,
                     RdmaNetlink(config.sources.rdma_netlink, self.series, self.ledger),
                 ),
+                (
+                    config.sources.nvml.enabled,
+                    Nvml(config.sources.nvml, self.series, self.ledger, config.sources.infiniband.sysfs),
+                ),
+                (
+                    config.sources.dcgm.enabled != "off",
+                    Dcgm(config.sources.dcgm, self.series, self.ledger),
+                ),
                 # Last: a kubelet that hangs keeps nobody waiting.
                 (
                     Kubelet.wanted(kubelet),
@@ -65,10 +78,12 @@ class Node:
             )
             if wanted
         ]
+        self.reconciler = Reconciler(self.series, self.ledger)
         self._inventory = Inventory(self.series, self.ledger)
         self._identities = Identities(self.series, self.ledger)
         self._selfwatch = SelfWatch(self.series)
         self._exporter = Exporter(config, attributes, self.series, self.ledger.flows)
+        self._prometheus = Endpoint(config.export.prometheus, self.ring, attributes, self._lock)
 
     def stop(self) -> None:
         """Ask ``run`` to end; from any thread or signal handler."""
@@ -90,6 +105,7 @@ class Node:
         for runner in self.runners:
             runner.start()
             runner.settled.wait(_STOP_SECONDS)
+        self._prometheus.open()
         next_tick = time.monotonic() + self._config.ring.tick
         next_export = time.monotonic() + self._config.export.interval
         said_hung: set[str] = set()
@@ -101,12 +117,15 @@ class Node:
                 break
             if now >= next_tick:
                 with self._lock:
-                    self.ring.tick(time.time_ns())
+                    now_ns = time.time_ns()
+                    self.reconciler.fold(now_ns)
+                    self.ring.tick(now_ns)
                 for runner in self.runners:
                     runner.revive(now)
                 next_tick = max(next_tick + self._config.ring.tick, now)
             if now >= next_export:
                 self._export()
+                self._prometheus.open()
                 next_export = max(next_export + self._config.export.interval, now)
                 self._watch_for_hangs(said_hung)
         self._end()
@@ -115,6 +134,9 @@ class Node:
         with self._lock:
             now_ns = time.time_ns()
             self.ledger.flows.roll(now_ns)
+            for runner in self.runners:
+                if runner.hung is not None and isinstance(runner.source, Expiring):
+                    runner.source.hung(now_ns)
             self._inventory.fold(now_ns)
             self._identities.fold(now_ns)
             self._selfwatch.fold(self.runners, self._exporter.stats, now_ns)
@@ -134,6 +156,7 @@ class Node:
 
     def _end(self) -> None:
         _log.info("stopping")
+        self._prometheus.close()
         for runner in self.runners:
             runner.stop()
         deadline = time.monotonic() + _STOP_SECONDS

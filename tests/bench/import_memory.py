@@ -1,4 +1,4 @@
-"""What each import of the agent adds to its private memory, in a process of its own: JSON {stage: bytes}.
+"""What each import of the agent adds to its memory, in a process of its own: JSON {stage: bytes}.
 
 Stages build on each other, in the order in which ``fabrictap run`` comes to them.
 """
@@ -21,7 +21,7 @@ STAGES = {
         "opentelemetry.proto.collector.metrics.v1.metrics_service_pb2",
         "opentelemetry.proto.collector.trace.v1.trace_service_pb2",
     ),
-    "grpc": ("grpc",),
+    "h2, the gRPC client": ("fabrictap.grpc.client",),
     "fabrictap's exporters, with what they use of the SDK": ("fabrictap.export.exporter",),
     "fabrictap's extensions": ("fabrictap.ext.bpf", "fabrictap.ext.records", "fabrictap.ext.counters"),
     "fabrictap.node and the sources": ("fabrictap.node", "fabrictap.view.doctor"),
@@ -34,7 +34,7 @@ def main() -> None:
     for stage, modules in STAGES.items():
         for module in modules:
             importlib.import_module(module)
-        now = own.private_bytes()
+        now = own.alone_bytes()
         added[stage] = now - before
         before = now
     print(json.dumps(added))

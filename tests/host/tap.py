@@ -36,8 +36,11 @@ class Tap:
         *,
         bounded: bool = False,
         returns: bool | None = True,
+        subtract: bool = True,
     ) -> None:
-        self.probes = load_data(post_memory, event_buffer, bounded=bounded, returns=returns)
+        self.probes = load_data(
+            post_memory, event_buffer, bounded=bounded, returns=returns, subtract=subtract
+        )
         if double is not None:
             for function in (*FUNCTIONS, "create_ah"):
                 attach_place(self.probes, double.place(function))

@@ -250,6 +250,24 @@ def test_at_the_entry_alone_what_the_provider_refuses_is_counted_too(bpf, double
         assert not any(name.endswith("_return") for name in tap.probes.attached)
 
 
+@pytest.mark.parametrize("bounded", [False, True])
+def test_posts_that_are_counted_when_they_are_made_are_stopped_once(bpf, double, bounded):
+    with Tap(double, bounded=bounded, subtract=False) as tap, Application(double.driver) as application:
+        contexts = a_cluster_node(application)
+        application.tell("limits", CHAIN_LIMIT, SGE_LIMIT)
+        for qp in (0, 1):
+            for chain in (1, 2, 5, 60):
+                application.send(qp, times=3, chain=chain, sges=3)
+                application.recv(qp, times=2, chain=chain)
+        application.tell("shared", 0, 1, 4, 1, 50)
+        assert_equal(tap, application, contexts)
+        application.tell("fail", errno.ENOMEM, 1)
+        application.send(0, chain=5)
+        assert [count.totals[0] for count in tap.counters(application.pid).values()] == [5]
+        returned = {name for name, count in tap.probes.attached.items() if count and "_return" in name}
+        assert returned == {"create_ah_return"}
+
+
 def test_counts_are_exact_while_posts_fail_in_many_threads(tap, application):
     contexts = a_cluster_node(application)
     application.tell("limits", CHAIN_LIMIT, SGE_LIMIT)

@@ -18,8 +18,8 @@ from otlp_json import Reader
 from otlp_receiver import free_port
 from support import eventually
 
-COMMANDS = ("run", "check-config", "doctor", "catalog", "version")
-SOURCES = ("infiniband", "verbs", "rdma_netlink")
+COMMANDS = ("run", "check-config", "doctor", "flows", "snapshot", "recorder", "catalog", "version")
+SOURCES = ("infiniband", "verbs", "rdma_netlink", "nvml")
 NO_UPLINK = ("export.otlp.metrics.enabled=false", "export.otlp.traces.enabled=false")
 
 has_rdma = pytest.mark.skipif(
@@ -64,7 +64,7 @@ def test_a_host_without_rdma_is_told_what_is_missing_and_the_agent_reports_on_it
     done = run_with(f"export.file.path={file}", "export.interval=200ms", *NO_UPLINK, duration="1s")
     assert done.returncode == 0
     assert "RDMA devices: none below /sys/class/infiniband" in done.stderr
-    assert "GPUs: not watched by this version" in done.stderr
+    assert "GPUs: " in done.stderr
     assert f"exports every 0.2s: all to the file {file}" in done.stderr
     for source in SOURCES:
         assert done.stderr.count(f"source {source} is off: ") == 1
@@ -216,7 +216,12 @@ def test_a_log_that_nobody_reads_any_more_does_not_end_it():
 @pytest.mark.parametrize(
     ("arguments", "says"),
     [
-        ([], r"which command\? One of run, check-config, doctor, catalog, version; see fabrictap --help"),
+        ([], r"which command\? One of run, check-config, .+, catalog, version; see fabrictap --help"),
+        (["recorder"], r"which part\? One of dump, events, list; see fabrictap recorder --help"),
+        (["recorder", "dmp"], "did you mean dump"),
+        (["recorder", "dump", "--since", "5"], "--since: expected a duration as in"),
+        (["flows", "--watch", "often"], "--watch: expected a duration as in"),
+        (["flows", "--sort", "rates"], "did you mean rate"),
         (["runn"], r"unknown command 'runn': did you mean run\?"),
         (["nonsense"], r"unknown command 'nonsense': expected one of run, "),
         (["run", "--durtion=1s"], r"fabrictap run: unknown option --durtion=1s, did you mean --duration\?"),

@@ -34,6 +34,32 @@ class ProbesUnavailable(Exception):  # noqa: N818 - a state of the node
     """No program of the set could be attached; the message says why."""
 
 
+@dataclass(frozen=True, slots=True)
+class Kind:
+    """Which programs of the data path this kernel and the configuration want; see :func:`load_data`."""
+
+    bounded: bool = False
+    returns: bool = True
+    subtract: bool = True
+
+    def programs(self, name: str) -> list[tuple[str, bool]]:
+        """(program, on return) of what is attached to the function ``name``."""
+        if name in DATA_PATH:
+            walk = "_bounded" if self.bounded else ""
+            if self.subtract:
+                return [(name, False), (f"{name}_return{walk}", True)]
+            return [(f"{name}_entry{walk}", False)]
+        if name == "wr_complete":
+            return [(name, False), (f"{name}_return", True)] if self.subtract else [(f"{name}_entry", False)]
+        if not self.returns:
+            if name == "create_ah":  # tells nothing at its entry
+                return []
+            return [(f"{name}_entry" if name == "qp_to_qp_ex" else name, False)]
+        if name == "create_ah":
+            return [(name, False), (f"{name}_return", True)]
+        return [(name, name == "qp_to_qp_ex")]
+
+
 @dataclass
 class Probes:
     """A loaded object. ``attached``: program -> attachments; ``refused``: program -> reason."""
@@ -41,9 +67,8 @@ class Probes:
     object: Object
     method: str
     records: RingBuffer
-    #: Which programs stand for a function of a library, see :func:`load_data`.
-    bounded: bool = False
-    returns: bool = True
+    #: Which programs stand for a function of a library.
+    kind: Kind = field(default_factory=Kind)
     attached: dict[str, int] = field(default_factory=dict)
     refused: dict[str, str] = field(default_factory=dict)
     links: list[Link] = field(default_factory=list)
@@ -131,20 +156,27 @@ def load_connection_manager(event_buffer: int, events: KeyedFold) -> Probes:
 
 
 def load_data(
-    post_memory: int, event_buffer: int, *, bounded: bool = False, returns: bool | None = None
+    post_memory: int,
+    event_buffer: int,
+    *,
+    bounded: bool = False,
+    returns: bool | None = None,
+    subtract: bool = True,
 ) -> Probes:
     """Load the data path; nothing is attached yet. Raises ProbesUnavailable.
 
     ``post_memory`` bounds the per-CPU map, which the kernel allocates at once. ``bounded`` takes the
     programs for kernels without bpf_loop on any kernel, ``returns=False`` those for kernels whose return
-    probes are not safe (:mod:`returns`); otherwise that is tried.
+    probes are not safe (:mod:`returns`); otherwise that is tried. ``subtract``: posts are counted when they
+    return, without what the provider refused; else at the entry, which costs the poster half.
     """
     path = str(_OBJECTS / "verbs_data.bpf.o")
     if returns is None:
         returns = return_probes.safe(path)
     bounded = bounded or not has_bpf_loop()
     functions = (*DATA_PATH, *EXTENDED, *EXPORTED)
-    wanted = [p for name in functions for p, _ in _programs(name, bounded=bounded, returns=returns)]
+    kind = Kind(bounded, returns, subtract and returns)
+    wanted = [program for name in functions for program, _ in kind.programs(name)]
     entries = max(16, min(MAX_POST_KEYS, post_memory // (POST_KEY_SIZE + POST_SIZE * possible_cpus())))
     try:
         probes = _load(
@@ -152,7 +184,7 @@ def load_data(
         )
     except BpfError as error:
         raise ProbesUnavailable(str(error)) from None
-    probes.bounded, probes.returns = bounded, returns
+    probes.kind = kind
     return probes
 
 
@@ -179,7 +211,7 @@ def attach_function(
         _log.info("%s at +%#x starts with an instruction that the kernel single-steps", name, offset)
     made: list[Attachment] = []
     try:
-        for program, on_return in _programs(name, bounded=probes.bounded, returns=probes.returns):
+        for program, on_return in probes.kind.programs(name):
             # On return too: behind endbr64 the return address is still where the call put it.
             link = probes.object.attach_uprobe(program, path, start.offset, on_return, pid or -1)
             made.append(Attachment(program, link))
@@ -214,20 +246,6 @@ def forget_threads(probes: Probes) -> int:
                 if not Path(f"/proc/{thread}").exists():
                     deleted += table.delete(key)
     return deleted
-
-
-def _programs(name: str, *, bounded: bool, returns: bool) -> list[tuple[str, bool]]:
-    """(program, on return) of what is attached to the function ``name``."""
-    if not returns:
-        if name == "create_ah":  # tells nothing at its entry
-            return []
-        at_entry = (*DATA_PATH, "wr_complete", "qp_to_qp_ex")
-        return [(f"{name}_entry" if name in at_entry else name, False)]
-    if name in DATA_PATH:
-        return [(name, False), (f"{name}_return_bounded" if bounded else f"{name}_return", True)]
-    if name in ("create_ah", "wr_complete"):
-        return [(name, False), (f"{name}_return", True)]
-    return [(name, name == "qp_to_qp_ex")]
 
 
 def attach_place(probes: Probes, place: Place) -> bool:

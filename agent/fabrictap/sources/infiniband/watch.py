@@ -35,6 +35,8 @@ FAILED_READS = 3
 #: Seconds: some virtual functions fill the kernel log with one line per failing read.
 _FIRST_DELAY = 1.0
 _LAST_DELAY = 300.0
+#: Seconds between two scans that take nothing of the one before for granted.
+_THOROUGH_SECONDS = 60.0
 #: What rdma.counter.name begins with where the interface below a software device counts.
 NETDEV = "netdev"
 _GONE = frozenset({errno.ENODEV, errno.ENOENT, errno.ENXIO})
@@ -124,31 +126,66 @@ class Watch:
         self._of_slot: dict[int, Watched] = {}
         #: Counters that failed last time, or could not be opened.
         self._failing: set[Watched] = set()
+        #: Counters whose file is not open, in the order in which they came.
+        self._unopened: dict[Watched, None] = {}
         self._changes = Changes()
         self._texts: dict[str, _Text] = {}
-        self._problems: set[tuple[str, str]] = set()
+        self._scan = Scan()
+        #: Device -> its tree and the counters that were made of it.
+        self._of_device: dict[str, tuple[DeviceTree, dict[_Key, Counter]]] = {}
+        self._thorough_at = 0.0
 
-    def rescan(self, now: float) -> None:
-        """Bring the open files in line with the tree."""
+    def rescan(self, now: float, *, thorough: bool = False) -> None:
+        """Bring the open files in line with the tree.
+
+        What hardly changes while a device stays, its firmware say, is read again when this is ``thorough``,
+        which it is by itself each minute.
+        """
+        thorough = thorough or now >= self._thorough_at
+        if thorough:
+            self._thorough_at = now + _THOROUGH_SECONDS
         try:
-            found = scan(self._sysfs, self._wanted)
+            found = scan(self._sysfs, self._wanted, None if thorough else self._scan)
         except OSError as error:
             found = Scan()
             if error.errno != errno.ENOENT:
                 found.problems.add((f"{self._sysfs}/class/infiniband", _word(error.errno or 0)))
-        for path, word in sorted(found.problems - self._problems):
+        for path, word in sorted(found.problems - self._scan.problems):
             self._count(word)
             _log.warning("%s: %s; left out until that changes", path, word)
-        self._problems = found.problems
-        self.devices = tuple(found.devices)
-        wanted = {counter.key: counter for device in self.devices for counter in counters_of(device)}
+        # An equal tree is the same object, so that what was made of it need not be made again.
+        before = {tree.name: tree for tree in self.devices}
+        found.devices = [
+            known if (known := before.get(tree.name)) is not None and known == tree else tree
+            for tree in found.devices
+        ]
+        self._scan = found
+        unchanged = len(before) == len(found.devices) and all(
+            before.get(tree.name) is tree for tree in found.devices
+        )
+        if not unchanged:
+            self._take(found.devices)
+        for watched in list(self._unopened):
+            self._open(watched, now)
+
+    def _take(self, devices: list[DeviceTree]) -> None:
+        """Other devices than before: let go of the counters that are not theirs, open theirs."""
+        self.devices = tuple(devices)
+        wanted: dict[_Key, Counter] = {}
+        of_device: dict[str, tuple[DeviceTree, dict[_Key, Counter]]] = {}
+        for tree in devices:
+            known = self._of_device.get(tree.name)
+            if known is None or known[0] is not tree:
+                known = tree, {counter.key: counter for counter in counters_of(tree)}
+            of_device[tree.name] = known
+            wanted |= known[1]
+        self._of_device = of_device
         for key in self._counters.keys() - wanted.keys():
             self._drop(self._counters.pop(key))
         for key, counter in wanted.items():
-            watched = self._counters.get(key)
-            if watched is None:
+            if key not in self._counters:
                 watched = self._counters[key] = Watched(counter, Backoff())
-            self._open(watched, now)
+                self._unopened[watched] = None
         ports = {port.path for device in self.devices for port in device.ports}
         self._texts = {path: it for path, it in self._texts.items() if path.rpartition("/")[0] in ports}
 
@@ -156,7 +193,7 @@ class Watch:
         """Read every counter once. A file that says its device has gone makes it look around first."""
         troubles = self._pass(now)
         if any(status in _GONE for _, status in troubles):
-            self.rescan(now)
+            self.rescan(now, thorough=True)
             troubles = self._pass(now)
         failed = {self._of_slot[slot]: status for slot, status in troubles}
         for watched in self._failing - failed.keys():
@@ -220,13 +257,16 @@ class Watch:
         self._counters.clear()
         self._of_slot.clear()
         self._failing.clear()
+        self._unopened.clear()
         self._changes = Changes()
         self._texts.clear()
-        self._problems.clear()
+        self._scan = Scan()
+        self._of_device.clear()
+        self._thorough_at = 0.0
         self.devices = ()
 
     def _open(self, watched: Watched, now: float) -> None:
-        if watched.slot is not None or not watched.backoff.due(now):
+        if not watched.backoff.due(now):
             return
         try:
             watched.slot = self._files.add(watched.counter.path, watched.counter.scale)
@@ -235,6 +275,7 @@ class Watch:
             self._failed(watched.backoff, watched.counter.path, _word(error.errno or 0), now)
             return
         self._of_slot[watched.slot] = watched
+        del self._unopened[watched]
         if watched not in self._failing:
             self._changes.started.append(watched)
 
@@ -249,6 +290,7 @@ class Watch:
     def _drop(self, watched: Watched) -> None:
         self._stop(watched)
         self._failing.discard(watched)
+        self._unopened.pop(watched, None)
         if watched in self._changes.started:
             self._changes.started.remove(watched)
         if watched.slot is not None:

@@ -392,13 +392,16 @@ cdef put_text(char *target, size_t room, str value):
     put_bytes(target, room, raw)
 
 
-def encode_attributes(attributes):
-    """Attributes as OTLP KeyValues, each as field 7 of a NumberDataPoint, in the order of their names.
+def encode_attributes(attributes, int field=7):
+    """Attributes as OTLP KeyValues in the order of their names, each as field 7 of a NumberDataPoint.
+
+    ``field`` is that of another message, below 16.
 
     Values are str, bool, int or float. An int of more than 64 bits and text that is not UTF-8, as a process's
     name may be, are told as text as well as they can be: one odd attribute must not cost an export.
     """
     cdef bytearray out = bytearray()
+    cdef int tag = field << 3 | 2
     for name, value in sorted(attributes.items()):
         key = name.encode("utf-8", "replace")
         if value is True or value is False:
@@ -411,7 +414,7 @@ def encode_attributes(attributes):
             text = str(value).encode("utf-8", "replace")
             any_value = b"\x0a" + _varint(len(text)) + text
         pair = b"\x0a" + _varint(len(key)) + key + b"\x12" + _varint(len(any_value)) + any_value
-        out += b"\x3a"
+        out.append(tag)
         out += _varint(len(pair))
         out += pair
     return bytes(out)

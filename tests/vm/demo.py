@@ -119,8 +119,8 @@ class Demo:
         enough = 0.98 * flow.bytes
         self.wait(lambda: self.dark(SERVER) - before >= enough, 10, "what was taken is not called dark")
         self.screen.notice(
-            f"fabrictap on {SERVER} alone says so: {self.dark(SERVER) - before:,} bytes left that port, and no "
-            f"process there asked for it (rdma.port.dark.io); on {CLIENT}, {self.dark(CLIENT):,}."
+            f"fabrictap on {SERVER} alone says so: {self.dark(SERVER) - before:,} bytes left that port that no "
+            f"process there asked for (rdma.port.dark.io); on {CLIENT}, {self.dark(CLIENT):,}."
         )
         # It is gone by now: at its largest.
         open_to_reads: dict[str, float] = {}

@@ -4,19 +4,16 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterable
-from typing import TYPE_CHECKING
 
 from fabrictap.config import Config
 from fabrictap.export.file import FileSink
 from fabrictap.export.metrics import MetricsTree
 from fabrictap.export.outbox import Outbox, Request, flush_all
 from fabrictap.export.signals import ExportStats, Signal
+from fabrictap.export.spans import SpanEncoder
 from fabrictap.export.uplink import Uplink
 from fabrictap.ledger.flows import FinishedSpan, Flows
 from fabrictap.series import SeriesTable
-
-if TYPE_CHECKING:
-    from fabrictap.export.spans import SpanEncoder
 
 
 class Exporter:
@@ -33,8 +30,7 @@ class Exporter:
         self._series = series
         self._flows = flows
         self._tree = MetricsTree(series, attributes)
-        self._attributes = attributes
-        self._encoder: SpanEncoder | None = None
+        self._encoder = SpanEncoder(attributes)
         self._spans: list[FinishedSpan] = []
         self._uplink = Uplink(config.export.otlp)
         self._file = (
@@ -63,7 +59,7 @@ class Exporter:
         # The makers are generators: a signal that nobody wants is not serialized.
         self._put(Signal.METRICS, self._tree.requests())
         if spans:
-            self._put(Signal.TRACES, self._span_encoder().requests(spans))
+            self._put(Signal.TRACES, self._encoder.requests(spans))
 
     def flush(self, timeout: float) -> bool:
         """Wait until all that was shipped is out, at most ``timeout`` seconds. True when it is."""
@@ -77,14 +73,6 @@ class Exporter:
             for outbox in self._file.outboxes.values():
                 outbox.close(max(deadline - time.monotonic(), 0.1))
             self._file.close()
-
-    def _span_encoder(self) -> SpanEncoder:
-        if self._encoder is None:
-            # The SDK's spans are a tenth of the agent's memory, and on many nodes no connection ever ends.
-            from fabrictap.export.spans import SpanEncoder  # noqa: PLC0415
-
-            self._encoder = SpanEncoder(self._attributes)
-        return self._encoder
 
     def _put(self, signal: Signal, requests: Iterable[Request]) -> None:
         outboxes = [outbox for (_, of), outbox in self._outboxes.items() if of is signal]

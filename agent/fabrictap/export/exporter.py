@@ -7,17 +7,19 @@ from collections.abc import Iterable
 
 from fabrictap.config import Config
 from fabrictap.export.file import FileSink
+from fabrictap.export.logs import LogEncoder
 from fabrictap.export.metrics import MetricsTree
 from fabrictap.export.outbox import Outbox, Request, flush_all
 from fabrictap.export.signals import ExportStats, Signal
 from fabrictap.export.spans import SpanEncoder
 from fabrictap.export.uplink import Uplink
+from fabrictap.insight.findings import Findings, LogRecord
 from fabrictap.ledger.flows import FinishedSpan, Flows
 from fabrictap.series import SeriesTable
 
 
 class Exporter:
-    """Exports a series table and finished spans. Raises ConfigError for an endpoint that cannot be used.
+    """Exports a series table, finished spans and log events. Raises ConfigError for an endpoint that cannot be used.
 
     In every export interval one thread calls ``collect`` under the node's lock and then ``ship`` outside
     it. ``collect`` only copies values into messages that the exporter owns; all serializing is done by
@@ -25,13 +27,23 @@ class Exporter:
     ``collect``, ``ship``, ``flush``, ``close``.
     """
 
-    def __init__(self, config: Config, attributes: dict[str, str], series: SeriesTable, flows: Flows) -> None:
+    def __init__(
+        self,
+        config: Config,
+        attributes: dict[str, str],
+        series: SeriesTable,
+        flows: Flows,
+        findings: Findings | None = None,
+    ) -> None:
         """``attributes`` are those of the resource."""
         self._series = series
         self._flows = flows
         self._tree = MetricsTree(series, attributes)
         self._encoder = SpanEncoder(attributes)
         self._spans: list[FinishedSpan] = []
+        self._findings = findings
+        self._log_encoder = LogEncoder(attributes)
+        self._logs: list[LogRecord] = []
         self._uplink = Uplink(config.export.otlp)
         self._file = (
             FileSink(config.export.file, config.export.otlp.queue) if config.export.file.path else None
@@ -52,13 +64,17 @@ class Exporter:
         self._series.ring.interval(now_ns)
         self._tree.update(now_ns)
         self._spans += self._flows.take_finished()
+        if self._findings is not None:
+            self._logs += self._findings.take_records()
 
     def ship(self) -> None:
         """Serialize what was collected and hand it over; never waits for a receiver or a disk."""
         spans, self._spans = self._spans, []
+        logs, self._logs = self._logs, []
         # The makers are generators: a signal that nobody wants is not serialized.
         self._put(Signal.METRICS, self._tree.requests())
         self._put(Signal.TRACES, self._encoder.requests(spans))
+        self._put(Signal.LOGS, self._log_encoder.requests(logs))
 
     def flush(self, timeout: float) -> bool:
         """Wait until all that was shipped is out, at most ``timeout`` seconds. True when it is."""

@@ -13,6 +13,7 @@ from typing import Any
 
 from google.protobuf.json_format import MessageToDict
 from google.protobuf.message import Message
+from opentelemetry.proto.collector.logs.v1.logs_service_pb2 import ExportLogsServiceRequest
 from opentelemetry.proto.collector.metrics.v1.metrics_service_pb2 import ExportMetricsServiceRequest
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
 from opentelemetry.proto.common.v1.common_pb2 import KeyValue
@@ -56,6 +57,16 @@ def spans_line(body: bytes) -> bytes:
             for span in scope.get("spans", ()):
                 for holder in (span, *span.get("links", ())):
                     _ids_to_hex(holder)
+    return _line(tree)
+
+
+def logs_line(body: bytes) -> bytes:
+    """A serialized ExportLogsServiceRequest as one line."""
+    tree = _tree(ExportLogsServiceRequest.FromString(body))
+    for resource in tree.get("resourceLogs", ()):
+        for scope in resource.get("scopeLogs", ()):
+            for record in scope.get("logRecords", ()):
+                _ids_to_hex(record)
     return _line(tree)
 
 

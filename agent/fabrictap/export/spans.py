@@ -10,7 +10,7 @@ from collections.abc import Iterator, Sequence
 
 from opentelemetry.exporter.otlp.proto.common.trace_encoder import encode_spans
 from opentelemetry.sdk.resources import Resource
-from opentelemetry.sdk.trace import ReadableSpan
+from opentelemetry.sdk.trace import Event, ReadableSpan
 from opentelemetry.sdk.util.instrumentation import InstrumentationScope
 from opentelemetry.trace import Link, SpanContext, SpanKind, TraceFlags
 from opentelemetry.trace.status import Status, StatusCode
@@ -56,6 +56,7 @@ class SpanEncoder:
             parent=parent,
             resource=self._resource,
             attributes=span.attributes,
+            events=tuple(Event(one.name, one.attributes, one.time_ns) for one in span.events),
             links=tuple(Link(_context(trace_id, span_id)) for trace_id, span_id in span.links),
             kind=_kind(span),
             status=_status(span),

@@ -10,6 +10,7 @@ import logging
 import time
 
 import grpc
+from opentelemetry.proto.collector.logs.v1.logs_service_pb2 import ExportLogsServiceResponse
 from opentelemetry.proto.collector.metrics.v1.metrics_service_pb2 import ExportMetricsServiceResponse
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceResponse
 
@@ -26,6 +27,7 @@ log = logging.getLogger(__name__)
 _METHODS = {
     Signal.METRICS: "/opentelemetry.proto.collector.metrics.v1.MetricsService/Export",
     Signal.TRACES: "/opentelemetry.proto.collector.trace.v1.TraceService/Export",
+    Signal.LOGS: "/opentelemetry.proto.collector.logs.v1.LogsService/Export",
 }
 _COMPRESSIONS = {"gzip": grpc.Compression.Gzip, "none": grpc.Compression.NoCompression}
 
@@ -40,7 +42,16 @@ def _partial_traces(response: bytes) -> tuple[int, str]:
     return partial.rejected_spans, partial.error_message
 
 
-_PARTIAL_SUCCESS = {Signal.METRICS: _partial_metrics, Signal.TRACES: _partial_traces}
+def _partial_logs(response: bytes) -> tuple[int, str]:
+    partial = ExportLogsServiceResponse.FromString(response).partial_success
+    return partial.rejected_log_records, partial.error_message
+
+
+_PARTIAL_SUCCESS = {
+    Signal.METRICS: _partial_metrics,
+    Signal.TRACES: _partial_traces,
+    Signal.LOGS: _partial_logs,
+}
 
 
 class _Sender:
@@ -150,7 +161,8 @@ class Uplink:
         self._channels = endpoints.Channels()
         self._senders: list[_Sender] = []
         self.outboxes: dict[Signal, Outbox] = {}
-        for signal, settings in ((Signal.METRICS, otlp.metrics), (Signal.TRACES, otlp.traces)):
+        wanted = ((Signal.METRICS, otlp.metrics), (Signal.TRACES, otlp.traces), (Signal.LOGS, otlp.logs))
+        for signal, settings in wanted:
             if not settings.enabled:
                 continue
             sender = _Sender(

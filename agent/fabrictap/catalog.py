@@ -796,9 +796,9 @@ REMOTE_READ_EGRESS = Finding(
     "remote_read_egress",
     "A port sent more payload than any process of this node asked for, and a process there has memory that a "
     "peer may read: RDMA READ by the peer leaves no other trace here",
-    "UCX rendezvous, NVMe over Fabrics and NFS over RDMA read like this in normal work; the policy lists whom",
-    "Find out whether the peer is meant to read this memory. If not: end the process or its queue pair, fence "
-    "off the peer, make new rkeys. If so: set remote_read and peers for this workload in the policy.",
+    "UCX rendezvous, NVMe over Fabrics and NFS over RDMA read like this in normal work; a policy may say so",
+    "Find out whether the peer is meant to read this memory. If not: end the process or its queue pair, "
+    "fence off the peer, make new rkeys. If so: set remote_read and peers for this workload in the policy.",
 )
 DARK_EGRESS = Finding(
     "dark_egress",
@@ -832,8 +832,8 @@ CROSS_TENANT = Finding(
 )
 SLOW_EGRESS = Finding(
     "slow_egress",
-    "A workload has sent a peer more, over days or weeks, than its budget or its own past allows, or the same "
-    "small amount hour after hour",
+    "A workload has sent a peer more, over days or weeks, than its budget or its own past allows, or the "
+    "same small amount hour after hour",
     "A job that has grown, or a new replication; a baseline knows the past only",
     "Compare with what the workload is meant to send there; set egress_budget for it in the policy.",
 )

@@ -190,7 +190,7 @@ def _run(options: argparse.Namespace) -> int:
     from fabrictap.view import doctor
 
     log = logging.getLogger("fabrictap")
-    node = Node(config)
+    node = Node(config, lambda: _load(options), options.config)
     for level, text in doctor.summary(config):
         log.log(level, text)
     node.run(duration)

@@ -164,7 +164,7 @@ class State(Section):
 class WorkloadPolicy(Section):
     """What is allowed for the workloads that match. The first rule that matches a process is its rule."""
 
-    #: Attribute of the process's identity -> shell pattern, as in k8s.namespace.name: train-*; all must match.
+    #: Attribute of the process -> shell pattern, as in k8s.namespace.name: train-*; all must match.
     match: dict[str, str] = {}
     tenant: str | None = None
     #: Other tenants that it may be connected to on this node.
@@ -468,12 +468,10 @@ def _mappings(item: type[Section], raw: Any) -> list[Mapping[str, Any]]:
 
 
 def _value(wanted: Any, raw: Any) -> Any:
-    if wanted == Size | None:
-        return None if raw is None or str(raw) in ("", "null", "none") else _value(Size, raw)
     if wanted is Duration:
         return parse_duration(raw) if isinstance(raw, str) else _unitless("duration", "10s", raw)
-    if wanted is Size:
-        return parse_size(raw) if isinstance(raw, str) else _unitless("size", "64MiB", raw)
+    if wanted in (Size, Size | None):
+        return _size(raw, optional=wanted is not Size)
     if raw is False and typing.get_origin(wanted) is Literal and "off" in typing.get_args(wanted):
         return "off"  # YAML 1.1 reads a bare off as a boolean
     text = isinstance(raw, _Text)
@@ -502,6 +500,12 @@ def _value(wanted: Any, raw: Any) -> Any:
         else:
             message = f"{message[:1].lower()}{message[1:]}, got {raw!r}"
         raise ValueError(message) from None
+
+
+def _size(raw: Any, *, optional: bool) -> Size | None:
+    if optional and (raw is None or str(raw) in ("", "null", "none")):
+        return None
+    return parse_size(raw) if isinstance(raw, str) else _unitless("size", "64MiB", raw)
 
 
 def _unitless(what: str, example: str, raw: Any) -> Any:
@@ -604,7 +608,7 @@ def _check_policy(policy: Policy) -> None:
                 ipaddress.ip_network(peer, strict=False)
             except ValueError:
                 raise ConfigError(
-                    f"{where}.peers: expected addresses or networks as in 10.1.0.0/16 or fe80::/64, got {peer!r}"
+                    f"{where}.peers: expected addresses or networks as in 10.1.0.0/16, got {peer!r}"
                 ) from None
         if rule.remote_read and rule.peers is None:
             raise ConfigError(f"{where}.remote_read: who may read is said by peers, which is missing")

@@ -79,7 +79,7 @@ def test_a_unix_socket(tmp_path, uplink_to):
 
 def test_a_disabled_signal_goes_nowhere(receiver):
     off = Settings(enabled=False, endpoint="not used:x")
-    uplink = Uplink(Otlp(metrics=off, traces=off))
+    uplink = Uplink(Otlp(metrics=off, traces=off, logs=off))
     uplink.start()
     put(uplink, b"m")
     assert uplink.flush(0)

@@ -56,6 +56,7 @@ class Demo:
             "export.file.path": self.exported.path,
             "export.otlp.metrics.enabled": "false",
             "export.otlp.traces.enabled": "false",
+            "export.otlp.logs.enabled": "false",
             "sources.infiniband.interval": "500ms",
         }
         argv = [Path(sys.prefix) / "bin" / "fabrictap", "run"]

@@ -19,7 +19,7 @@ from fabrictap.series import SeriesTable
 
 
 class Exporter:
-    """Exports a series table, finished spans and log events. Raises ConfigError for an endpoint that cannot be used.
+    """Exports series, finished spans and log events. Raises ConfigError for an endpoint that cannot be used.
 
     In every export interval one thread calls ``collect`` under the node's lock and then ``ship`` outside
     it. ``collect`` only copies values into messages that the exporter owns; all serializing is done by

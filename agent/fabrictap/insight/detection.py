@@ -2,7 +2,7 @@
 
 ``look`` is called by the node at every tick under its lock. What must block (the state file, files that are
 watched) is done by a thread of its own. Two bounds keep the cost small: connections are walked in slices of
-``SLICE``, and a detector rests after a look for as long as keeps it below ``SHARE`` of a core.
+``SLICE``, and after a look all rest for as long as keeps them below ``SHARE`` of a core.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from fabrictap.insight.detectors.peers import Peers
 from fabrictap.insight.detectors.resources import Resources
 from fabrictap.insight.detectors.tampering import Tampering
 from fabrictap.insight.filewatch import WatchedFile
-from fabrictap.insight.findings import Findings
+from fabrictap.insight.findings import QUIET_NS, Findings
 from fabrictap.insight.policy import CompiledPolicy
 from fabrictap.insight.remembered import Remembered
 from fabrictap.insight.statefile import StateFile
@@ -36,8 +36,8 @@ from fabrictap.series import Series, SeriesTable
 _log = logging.getLogger(__name__)
 #: Connections of one look.
 SLICE = 2048
-#: Share of a core that one detector may take.
-SHARE = 0.005
+#: Share of a core that the detectors may take together.
+SHARE = 0.01
 #: The series that detectors watch are listed anew at most this often.
 _INDEX_NS = 15 * 10**9
 _WATCHED = frozenset(
@@ -51,12 +51,14 @@ _WATCHED = frozenset(
         catalog.LOST,
     )
 )
+#: Between two looks.
+_LONGEST_NS = 60 * 10**9
 _SAVE_SECONDS = 60.0
 _STOP_SECONDS = 3.0
 
 
 class Detectors:
-    """All detectors of the node, their board and their memory. Under the node's lock save where it is said."""
+    """All detectors of the node, their board and their memory. Under the lock, save where it is said."""
 
     def __init__(
         self,
@@ -65,6 +67,7 @@ class Detectors:
         ledger: Ledger,
         journal: Journal,
         lock: threading.Lock,
+        *,
         watched: Iterable[WatchedFile] = (),
         detectors: Sequence[Detector] | None = None,
     ) -> None:
@@ -86,8 +89,6 @@ class Detectors:
         if not config.findings.enabled:
             self._detectors = ()
         self._next_ns = 0
-        #: Detector -> when it may look again, nanoseconds of the caller's clock.
-        self._rest: dict[str, int] = {}
         self._failed: Counter[tuple[str, str]] = Counter()
         self._walk: list[Connection] = []
         self._index: dict[str, list[Series]] = {}
@@ -111,9 +112,7 @@ class Detectors:
         if self._thread is not None:
             self._thread.join(_STOP_SECONDS)
             if self._thread.is_alive():
-                _log.warning(
-                    "state.path %s could not be written before the end", self._state and self._state.path
-                )
+                _log.warning("what detectors remember could not be written before the end")
 
     def reload(self, policy: Policy) -> None:
         """A new policy is in force from the next look on."""
@@ -128,9 +127,9 @@ class Detectors:
         self, now_ns: int, balances: Sequence[Balance] = (), sources: Sequence[SourceState] = ()
     ) -> None:
         """Let the detectors look, where it is time. ``now_ns``: nanoseconds since the epoch."""
-        if not self._detectors or self._next_ns - self._settings.interval * 1e9 <= now_ns < self._next_ns:
+        # A clock that was set back does not stop the looks.
+        if not self._detectors or self._next_ns - _LONGEST_NS <= now_ns < self._next_ns:
             return
-        self._next_ns = now_ns + int(self._settings.interval * 1e9)
         ledger = self._ledger
         if not self._walk:
             self._walk = list(ledger.connections)
@@ -150,9 +149,11 @@ class Detectors:
             sources=sources,
             files=self._files,
         )
-        for detector in self._detectors:
-            self._look(detector, context, now_ns)
-        self.findings.expire(now_ns)
+        cost = sum(self._look(detector, context, now_ns) for detector in self._detectors)
+        pause_ns = min(int(max(float(self._settings.interval), cost / SHARE) * 1e9), _LONGEST_NS)
+        self._next_ns = now_ns + pause_ns
+        # What rests for long has not ended for that.
+        self.findings.expire(now_ns, max(QUIET_NS, 3 * pause_ns))
 
     def fold(self, now_ns: int) -> None:
         """Bring the series of findings up to date, before an export."""
@@ -167,9 +168,8 @@ class Detectors:
             labels = {catalog.STATE_ERROR.name: error}
             table.series(catalog.STATE_ERRORS, labels, now_ns).observe(count, now_ns)
 
-    def _look(self, detector: Detector, context: Context, now_ns: int) -> None:
-        if now_ns < self._rest.get(detector.name, 0):
-            return
+    def _look(self, detector: Detector, context: Context, now_ns: int) -> float:
+        """Returns the CPU seconds that it took."""
         began = time.thread_time()
         try:
             ignored = self._settings.ignore
@@ -186,7 +186,7 @@ class Detectors:
         cost = time.thread_time() - began
         labels = {catalog.DETECTOR.name: detector.name}
         self._series.series(catalog.DETECTOR_DURATION, labels, now_ns).record(cost, now_ns)
-        self._rest[detector.name] = now_ns + int(cost / SHARE * 1e9)
+        return cost
 
     def _listed(self, now_ns: int) -> dict[str, list[Series]]:
         """The series that detectors watch: walked when some came or went, and not too often."""

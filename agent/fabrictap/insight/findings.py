@@ -1,8 +1,8 @@
 """Findings: what an operator or security engineer should look at, with evidence.
 
-A detector yields a :class:`Finding` in every look for as long as it is so. The board tells of it once when it
-opens, again when it has become many times worse or has lasted long, and once when it has ended. Memory and the
-rate of events are bounded, and what is not told is counted.
+A detector yields a :class:`Finding` in every look for as long as it is so. The board tells of it once
+when it opens, again when it has become many times worse or has lasted long, and once when it has ended.
+Memory and the rate of events are bounded, and what is not told is counted.
 """
 
 from __future__ import annotations
@@ -123,9 +123,9 @@ class Findings:
         for finding in found:
             self._see(finding, now_ns)
 
-    def expire(self, now_ns: int) -> None:
+    def expire(self, now_ns: int, quiet_ns: int = QUIET_NS) -> None:
         """End what no look has confirmed for a while, and forget what ended long ago."""
-        for key in [key for key, entry in self._open.items() if now_ns - entry.seen_ns > QUIET_NS]:
+        for key in [key for key, entry in self._open.items() if now_ns - entry.seen_ns > quiet_ns]:
             entry = self._open.pop(key)
             self._ended[key] = entry
             if entry.told:

@@ -95,7 +95,7 @@ class Flow:
     window_events: list[SpanEvent] = field(default_factory=list)
 
     def remember(self, event: SpanEvent) -> None:
-        """Have ``event`` on the span of this window and on that of the whole flow, as far as there is room."""
+        """Have ``event`` on the spans of this window and of the whole flow, as far as there is room."""
         for events in (self.events, self.window_events):
             if len(events) < MAX_EVENTS:
                 events.append(event)

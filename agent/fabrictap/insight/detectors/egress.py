@@ -117,7 +117,7 @@ class Egress:
         if owner.workload in self._sources or len(self._sources) < 4096:
             self._sources[owner.workload] = _Source(dict(owner.identity), owner.rule)
 
-    def _judge(self, pair: Pair, known: Known, context: Context) -> Finding | None:
+    def _judge(self, pair: Pair, known: Known, context: Context) -> Finding | None:  # noqa: PLR0911 - one a case
         settings = context.settings
         source = self._sources.get(pair.workload)
         rule = source.rule if source is not None else context.policy.rule({})
@@ -197,7 +197,7 @@ class Egress:
             return self._finding(pair, "today", pair.today, limit, usual, 86400, severity, period)
         return None
 
-    def _finding(
+    def _finding(  # noqa: PLR0917 - what a title is made of
         self,
         pair: Pair,
         period: str,

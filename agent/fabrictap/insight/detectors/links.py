@@ -1,4 +1,4 @@
-"""Link trouble: errors, retransmissions, a port that is down or slower than it was. From the ports' series."""
+"""Link trouble: errors, retransmissions, a port that is down or slower than it was. From series of ports."""
 
 from __future__ import annotations
 
@@ -98,9 +98,7 @@ class Links:
                 single = plain in _EVENTS and increase > 0
                 most = settings.retransmission_rate if repeats else limit
                 if single or rate > most:
-                    yield _counted(
-                        catalog.RETRANSMISSIONS if repeats else kind, series, name, increase, rate, most
-                    )
+                    yield _counted(catalog.RETRANSMISSIONS if repeats else kind, series, name, increase, most)
         for gone in self._counters.keys() - live:
             del self._counters[gone]
         yield from self._states(now_ns, context)
@@ -158,9 +156,7 @@ class Links:
             del self._speed[gone]
 
 
-def _counted(
-    kind: catalog.Finding, series: Series, name: str, increase: int, rate: float, limit: float
-) -> Finding:
+def _counted(kind: catalog.Finding, series: Series, name: str, increase: int, limit: float) -> Finding:
     attributes = series.attributes
     hw_id = str(attributes[catalog.HW_ID.name])
     word = catalog.ERROR_TYPE if catalog.ERROR_TYPE.name in attributes else catalog.RDMA_COUNTER_NAME

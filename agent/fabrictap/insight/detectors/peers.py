@@ -43,8 +43,8 @@ class Peers:
             for port in device.ports.values()
             for gid in port.gids.values()
         }
-        for key in [key for key, since_ns in self._new.items() if now_ns - since_ns > _NEW_NS]:
-            del self._new[key]
+        for pair in [pair for pair, since_ns in self._new.items() if now_ns - since_ns > _NEW_NS]:
+            del self._new[pair]
         for connection in (*context.ended, *context.batch):
             if connection.peer_gid is None:
                 continue
@@ -120,7 +120,7 @@ def _tenants(connection: Connection, owner: Owner, other: Owner) -> Iterator[Fin
     yield finding
 
 
-def _finding(
+def _finding(  # noqa: PLR0917 - what evidence there is
     kind: catalog.Finding,
     severity: Severity,
     title: str,

@@ -166,7 +166,7 @@ class Resources:
             yield context.owner(pid)
 
 
-def _finding(
+def _finding(  # noqa: PLR0917 - what evidence there is
     owner: Owner, key: tuple[str | int | None, ...], title: str, value: float, unit: str, limit: float
 ) -> Finding:
     attributes = {**owner.identity, catalog.FINDING_WORKLOAD.name: owner.workload}

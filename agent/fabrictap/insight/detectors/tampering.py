@@ -141,7 +141,7 @@ class Tampering:
             yield Finding(
                 catalog.PROBES_BLIND,
                 Severity.ERROR,
-                f"netlink lists {len(self._unseen)} connections of the last minutes that no probe saw being made",
+                f"netlink lists {len(self._unseen)} new connections that no probe saw being made",
                 (),
                 len(self._unseen),
                 "{qp}",

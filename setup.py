@@ -146,6 +146,8 @@ setup(
             extension("posts", []),
             extension("fold", []),
             extension("regions", []),
+            extension("layout", []),
+            extension("exposition", ["m"]),
         ],
         include_path=["ext", str(declarations())],
         build_dir="build/cython",

@@ -25,6 +25,18 @@ enum ft_counter_flags {
 	FT_IN_LIST = 32, /* of pending counters, where it stays until that is folded */
 };
 
+/* What was posted to the queue pairs of one port. */
+struct ft_port {
+	uint64_t out; /* payload bytes that leave through it */
+	uint64_t in; /* that it reads from peers */
+	uint64_t room; /* in posted receive buffers */
+	uint64_t headers; /* bytes of extended transport headers that its requests take */
+};
+#define FT_PORTS 512
+#define FT_NO_PORT FT_PORTS
+
+enum ft_way { FT_WAY_NONE, FT_WAY_OUT, FT_WAY_IN, FT_WAY_ROOM };
+
 struct ft_counter {
 	struct ft_post_key key;
 	struct ft_post now; /* as last read */
@@ -36,6 +48,9 @@ struct ft_counter {
 	uint32_t histogram;
 	/* Where a connection keeps the address of its row (connections.pxd); NULL where there is none. */
 	struct ft_connection *const *row;
+	uint16_t port; /* index in ft_posts.ports; FT_NO_PORT where it counts for none */
+	uint8_t way; /* enum ft_way of its bytes */
+	uint8_t header; /* bytes of extended headers that each operation takes */
 	uint32_t operation; /* index of ft_connection.posted */
 	uint32_t not_in; /* state of the connection in which somebody has to look after all */
 };
@@ -45,6 +60,7 @@ struct ft_posts {
 	uint32_t *pending; /* as many as the table has room for */
 	uint32_t pending_room;
 	uint32_t pending_count;
+	struct ft_port ports[FT_PORTS + 1];
 };
 
 static inline struct ft_counter *ft_counter(const struct ft_posts *posts, uint32_t number)
@@ -69,16 +85,25 @@ static inline bool ft_posts_reserve(struct ft_posts *posts)
 /* Takes a batch of the map. A counter that does not fit in the table is refused, which the table counts. */
 static void ft_posts_take(struct ft_posts *posts, const char *keys, const char *values, uint32_t count, size_t cpus)
 {
+	uint32_t next = 0; /* the kernel lists the map in the same order each time: entries were made in it */
+
 	for (uint32_t i = 0; i < count; i++) {
 		const struct ft_post *value = (const struct ft_post *)values + i * cpus;
+		const char *key = keys + i * sizeof(struct ft_post_key);
 		struct ft_counter *counter;
 		uint64_t operations = 0;
 		uint32_t number;
 		bool added;
 
-		number = ft_table_add(&posts->table, keys + i * sizeof(struct ft_post_key), &added);
+		if (ft_table_lives(&posts->table, next) && ft_table_same(&posts->table, ft_counter(posts, next), key)) {
+			number = next;
+			added = false;
+		} else {
+			number = ft_table_add(&posts->table, key, &added);
+		}
 		if (number == FT_NONE)
 			continue;
+		next = number + 1;
 		if (!ft_posts_reserve(posts)) {
 			if (added)
 				ft_table_remove(&posts->table, number);
@@ -88,6 +113,7 @@ static void ft_posts_take(struct ft_posts *posts, const char *keys, const char *
 		if (added) {
 			memset(counter->series, 0xFF, sizeof(counter->series)); /* FT_NO_SERIES */
 			counter->histogram = FT_NO_SERIES;
+			counter->port = FT_NO_PORT;
 		}
 		/* A probe counts the operation last: as long as that stands, so does the rest. */
 		for (size_t cpu = 0; cpu < cpus; cpu++)
@@ -125,9 +151,11 @@ static inline void ft_counter_attribute(struct ft_counter *counter, struct ft_co
 	counter->attributed[1] = counter->now.bytes;
 }
 
-/* Adds to its series what a counter has that they do not. */
-static inline void ft_counter_tell(struct ft_counter *counter, struct ft_ring *ring, uint64_t now_ns)
+/* Adds to its series and its port what a counter has that they do not. */
+static inline void ft_counter_tell(struct ft_posts *posts, struct ft_counter *counter, struct ft_ring *ring,
+				   uint64_t now_ns)
 {
+	struct ft_port *port = posts->ports + counter->port;
 	const uint64_t now[FT_TOTALS] = {
 		counter->now.operations, counter->now.bytes,	counter->now.sges,
 		counter->now.inlined,	 counter->now.signaled,
@@ -139,6 +167,18 @@ static inline void ft_counter_tell(struct ft_counter *counter, struct ft_ring *r
 		counter->told[i] = now[i];
 		ft_ring_add(ring, counter->series[i], (int64_t)delta[i], now_ns);
 	}
+	switch (counter->way) {
+	case FT_WAY_OUT:
+		port->out += delta[1];
+		break;
+	case FT_WAY_IN:
+		port->in += delta[1];
+		break;
+	case FT_WAY_ROOM:
+		port->room += delta[1];
+		break;
+	}
+	port->headers += delta[0] * counter->header;
 	if (counter->histogram != FT_NO_SERIES) {
 		struct ft_histogram *histogram = ft_ring_histogram(ring, counter->histogram);
 
@@ -173,11 +213,12 @@ static inline bool ft_counter_settled(const struct ft_counter *counter)
 	return (*counter->row)->state == FT_LIVE && (*counter->row)->qp_state != counter->not_in;
 }
 
-static inline void ft_counter_fold(struct ft_counter *counter, struct ft_ring *ring, uint64_t now_ns)
+static inline void ft_counter_fold(struct ft_posts *posts, struct ft_counter *counter, struct ft_ring *ring,
+				   uint64_t now_ns)
 {
 	if (counter->row)
 		ft_counter_attribute(counter, *counter->row);
-	ft_counter_tell(counter, ring, now_ns);
+	ft_counter_tell(posts, counter, ring, now_ns);
 }
 
 /* Folds what is pending. The numbers of those that somebody has to look at are left in the list: so many. */
@@ -194,7 +235,7 @@ static uint32_t ft_posts_fold(struct ft_posts *posts, struct ft_ring *ring, uint
 		if (!pending)
 			continue;
 		if (ft_counter_settled(counter))
-			ft_counter_fold(counter, ring, now_ns);
+			ft_counter_fold(posts, counter, ring, now_ns);
 		else
 			posts->pending[left++] = number;
 	}

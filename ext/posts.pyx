@@ -5,7 +5,7 @@ A counter is named by its number in the table, which stays until :meth:`Posts.fo
 to its series and its connection is not asked again, until the connection ends or is back in INIT.
 """
 
-from libc.stdint cimport uint32_t, uint64_t
+from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
 from libc.stdlib cimport free
 
 from fabrictap.ext.bpf cimport Map
@@ -23,6 +23,12 @@ from fabrictap.ext.records import post_key
 cdef extern from "posts.h" nogil:
     cdef enum:
         FT_TOTALS
+        FT_PORTS
+        FT_NO_PORT
+        FT_WAY_NONE
+        FT_WAY_OUT
+        FT_WAY_IN
+        FT_WAY_ROOM
         FT_STATE_INIT
         FT_PENDING
         FT_PLACED
@@ -47,13 +53,23 @@ cdef extern from "posts.h" nogil:
         uint32_t series[5]
         uint32_t histogram
         ft_connection **row
+        uint16_t port
+        uint8_t way
+        uint8_t header
         uint32_t operation
         uint32_t not_in
+
+    cdef struct ft_port:
+        uint64_t out
+        uint64_t in_ "in"
+        uint64_t room
+        uint64_t headers
 
     cdef struct ft_posts:
         ft_table table
         uint32_t *pending
         uint32_t pending_count
+        ft_port ports[1]
 
     # The true ones: what is declared above is only what is used here.
     const uint32_t sizeof_key "sizeof(struct ft_post_key)"
@@ -61,11 +77,13 @@ cdef extern from "posts.h" nogil:
     void ft_posts_take(ft_posts *posts, const char *keys, const char *values, uint32_t count, size_t cpus)
     void ft_posts_forget(ft_posts *posts, uint32_t number)
     void ft_counter_attribute(ft_counter *counter, ft_connection *row)
-    void ft_counter_tell(ft_counter *counter, ft_ring *ring, uint64_t now_ns)
+    void ft_counter_tell(ft_posts *posts, ft_counter *counter, ft_ring *ring, uint64_t now_ns)
     bint ft_counter_settled(const ft_counter *counter)
-    void ft_counter_fold(ft_counter *counter, ft_ring *ring, uint64_t now_ns)
+    void ft_counter_fold(ft_posts *posts, ft_counter *counter, ft_ring *ring, uint64_t now_ns)
     uint32_t ft_posts_fold(ft_posts *posts, ft_ring *ring, uint64_t now_ns)
 
+#: Which way the bytes of a counter go; see ft_port in posts.h.
+NONE, OUT, IN, ROOM = FT_WAY_NONE, FT_WAY_OUT, FT_WAY_IN, FT_WAY_ROOM
 #: A state that no connection is in.
 cdef uint32_t _NO_STATE = 0xFF
 
@@ -171,7 +189,7 @@ cdef class Posts:
             return False
         counter.flags &= ~<uint32_t>FT_PENDING
         if ft_counter_settled(counter):
-            ft_counter_fold(counter, &self._ring.view, now_ns)
+            ft_counter_fold(&self._posts, counter, &self._ring.view, now_ns)
             return False
         return True
 
@@ -200,10 +218,31 @@ cdef class Posts:
             counter.series[index] = FT_NO_SERIES if one is None else one.slot
         counter.histogram = FT_NO_SERIES if histogram is None else histogram.slot
 
+    def give_port(self, uint32_t number, port, int way, int header):
+        """Count a counter's bytes for a port too: its index, which :meth:`ports` has, or None for no port.
+
+        ``way`` is OUT, IN or ROOM, NONE for bytes that do not move; ``header`` is the number of bytes of
+        extended transport headers that the request of each operation takes.
+        """
+        cdef ft_counter *counter = self._counter(number)
+        counter.port = FT_NO_PORT if port is None or not 0 <= port < FT_PORTS else port
+        counter.way = way
+        counter.header = header
+
+    def ports(self, uint32_t count):
+        """(out, in, room, headers) of the first ports: bytes posted until now, cumulative."""
+        return [
+            (
+                self._posts.ports[index].out, self._posts.ports[index].in_,
+                self._posts.ports[index].room, self._posts.ports[index].headers,
+            )
+            for index in range(min(count, <uint32_t>FT_PORTS))
+        ]
+
     def tell(self, uint32_t number, uint64_t now_ns):
         """Add to its series what a counter has that they do not."""
         cdef ft_counter *counter = self._counter(number)
-        ft_counter_tell(counter, &self._ring.view, now_ns)
+        ft_counter_tell(&self._posts, counter, &self._ring.view, now_ns)
 
     def bind(self, uint32_t number, ConnectionRow connection, uint32_t operation, bint waits_in_init):
         """Fold a counter from now on without asking: into the series that it has, and ``connection``'s row.

@@ -322,7 +322,8 @@ cdef _put_name(char *target, str device):
 
 cdef str _name(const char *raw):
     cdef size_t length = 0
-    while length < FT_DEVICE_NAME_LEN and raw[length]:
+    # There is always a NUL in the kernel's; regions.h takes no more either.
+    while length < FT_DEVICE_NAME_LEN - 1 and raw[length]:
         length += 1
     return raw[:length].decode("utf-8", "surrogateescape")
 

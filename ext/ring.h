@@ -529,7 +529,7 @@ static void ft_write_histograms(struct ft_ring *ring, struct ft_series *series, 
 	}
 }
 
-static void ft_rate_connections(struct ft_ring *ring, double seconds, uint32_t inbound)
+static void ft_rate_connections(struct ft_ring *ring, double seconds, uint32_t inbound, uint32_t outbound)
 {
 	for (uint32_t i = 0; i < ring->header->connections_used; i++) {
 		struct ft_connection *one = ring->connections + i;
@@ -537,8 +537,12 @@ static void ft_rate_connections(struct ft_ring *ring, double seconds, uint32_t i
 
 		if (one->state != FT_LIVE)
 			continue;
-		for (uint32_t opcode = 0; opcode < FT_OPERATIONS; opcode++)
-			*(inbound >> opcode & 1 ? &in : &out) += one->posted[opcode].bytes;
+		for (uint32_t opcode = 0; opcode < FT_OPERATIONS; opcode++) {
+			if (inbound >> opcode & 1)
+				in += one->posted[opcode].bytes;
+			if (outbound >> opcode & 1)
+				out += one->posted[opcode].bytes;
+		}
 		one->in_rate = (float)((double)(in - one->in_bytes) / seconds);
 		one->out_rate = (float)((double)(out - one->out_bytes) / seconds);
 		one->in_bytes = in;
@@ -546,8 +550,10 @@ static void ft_rate_connections(struct ft_ring *ring, double seconds, uint32_t i
 	}
 }
 
-/* Writes a row: what every series did since the last one. inbound: opcodes whose bytes come in. */
-static void ft_ring_tick(struct ft_ring *ring, uint64_t now_ns, uint32_t inbound)
+/* Writes a row: what every series did since the last one. inbound, outbound: opcodes whose bytes come in or go
+ * out; of others, as posted receive buffers, none move.
+ */
+static void ft_ring_tick(struct ft_ring *ring, uint64_t now_ns, uint32_t inbound, uint32_t outbound)
 {
 	struct ft_ring_header *header = ring->header;
 	uint64_t number = header->head + 1;
@@ -577,7 +583,7 @@ static void ft_ring_tick(struct ft_ring *ring, uint64_t now_ns, uint32_t inbound
 			break;
 		}
 	}
-	ft_rate_connections(ring, seconds, inbound);
+	ft_rate_connections(ring, seconds, inbound, outbound);
 	row->start_ns = ring->row_start_ns;
 	row->end_ns = now_ns;
 	ring->row_start_ns = now_ns;

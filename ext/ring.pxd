@@ -191,7 +191,7 @@ cdef extern from "ring.h" nogil:
     void ft_ring_event(ft_ring *ring, const ft_event *event)
     ft_histogram *ft_ring_histogram(ft_ring *ring, uint32_t slot)
     uint32_t ft_stride(uint8_t kind)
-    void ft_ring_tick(ft_ring *ring, uint64_t now_ns, uint32_t inbound)
+    void ft_ring_tick(ft_ring *ring, uint64_t now_ns, uint32_t inbound, uint32_t outbound)
     void ft_ring_interval(ft_ring *ring, uint64_t now_ns)
 
 
@@ -200,6 +200,7 @@ cdef class Ring:
     cdef ft_ring view
     cdef readonly object path
     cdef readonly uint32_t inbound
+    cdef readonly uint32_t outbound
     cdef int _fd
     cdef void *_base
     cdef uint64_t _size

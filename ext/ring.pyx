@@ -61,7 +61,7 @@ cdef class Ring:
 
     ``series``, ``connections``, ``events`` are capacities, ``rows`` the number of ticks of ``tick_ns`` that
     are kept. A slot is given to another series ``grace_ns`` after its last one was released, not sooner.
-    ``inbound`` is a bit mask of the opcodes whose bytes come in. Memory is taken as it is needed, so that a
+    ``inbound`` and ``outbound`` are bit masks of the opcodes whose bytes come in and go out. Memory is taken as it is needed, so that a
     file system that is full refuses a series instead of killing the agent. Raises OSError.
     """
 
@@ -71,7 +71,8 @@ cdef class Ring:
 
     def __init__(
         self, int fd, *, uint32_t series, uint32_t rows, uint64_t tick_ns, uint32_t connections, uint32_t events,
-        uint64_t grace_ns, uint64_t now_ns, uint32_t inbound=0, uint64_t about_size=1 << 18, path=None,
+        uint64_t grace_ns, uint64_t now_ns, uint32_t inbound=0, uint32_t outbound=0,
+        uint64_t about_size=1 << 18, path=None,
     ):
         if self._base != NULL:
             raise RuntimeError("a ring is made once")
@@ -82,6 +83,7 @@ cdef class Ring:
         self._fd = fd
         self.path = path
         self.inbound = inbound
+        self.outbound = outbound
         self._grace_ns = grace_ns
         memset(&header, 0, sizeof(header))
         memcpy(header.magic, FT_RING_MAGIC, 8)
@@ -169,7 +171,7 @@ cdef class Ring:
     def tick(self, uint64_t now_ns):
         """Write a row: what every series did since the last one."""
         with nogil:
-            ft_ring_tick(&self.view, now_ns, self.inbound)
+            ft_ring_tick(&self.view, now_ns, self.inbound, self.outbound)
 
     def interval(self, uint64_t now_ns):
         """End an export interval: latch the peaks and averages of the series that have them."""

@@ -318,6 +318,7 @@ TABLE = Attribute(
     (
         "devices",
         "connections",
+        "connection_rows",
         "memory_regions",
         "contexts",
         "processes",
@@ -485,6 +486,29 @@ PORT_COUNTER = Metric(
     "{count}",
     "Every other file of counters/ and hw_counters/, as the driver defines it",
     (*_PORT, RDMA_COUNTER_NAME),
+)
+
+PORT_ATTRIBUTED = Metric(
+    "rdma.port.attributed.io",
+    Kind.COUNTER,
+    "By",
+    "Payload of the port that posts of local processes explain: sends and writes out, reads in",
+    (HW_ID, HW_PARENT, IO_DIRECTION),
+)
+PORT_DARK = Metric(
+    "rdma.port.dark.io",
+    Kind.COUNTER,
+    "By",
+    "Dark traffic: payload that the port surely moved and that no local process asked for, such as memory "
+    "that a peer pulls out with RDMA READ. Headers are taken off at their longest, so it is never overstated",
+    (HW_ID, HW_PARENT, IO_DIRECTION),
+)
+PORT_UNCERTAIN = Metric(
+    "rdma.port.uncertain.io",
+    Kind.COUNTER,
+    "By",
+    "Bytes of the port that may be headers, other traffic of its interface, or payload that nobody asked for",
+    (HW_ID, HW_PARENT, IO_DIRECTION),
 )
 
 # --- metrics: what software asked for -------------------------------------------------------------

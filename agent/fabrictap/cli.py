@@ -23,6 +23,8 @@ if TYPE_CHECKING:
 _USAGE_ERROR = 2
 _SOFTWARE_ERROR = 70
 _INTERRUPTED = 130
+#: As view/flows.py has them.
+_SORTS = ("rate", "bytes", "operations", "age", "pid", "process", "device", "peer")
 
 
 class _Parser(argparse.ArgumentParser):
@@ -106,8 +108,8 @@ def _parser() -> argparse.ArgumentParser:
     parser.set_defaults(parser=parser, command=_no_command)
     commands = parser.add_subparsers(metavar="COMMAND")
 
-    def add(name: str, does: str, command: Any) -> argparse.ArgumentParser:
-        made: argparse.ArgumentParser = commands.add_parser(
+    def add(name: str, does: str, command: Any, to: Any = commands) -> argparse.ArgumentParser:
+        made: argparse.ArgumentParser = to.add_parser(
             name, help=does, description=f"{does[:1].upper()}{does[1:]}.", allow_abbrev=False
         )
         made.set_defaults(parser=made, command=command)
@@ -123,6 +125,51 @@ def _parser() -> argparse.ArgumentParser:
     doctor = add("doctor", "say what can be seen on this node, what not, and why", _doctor)
     _configuration(doctor)
     doctor.add_argument("--json", action="store_true", help="as JSON")
+
+    flows = add("flows", "list the RDMA connections: who, with whom, how much", _reads(_flows))
+    flows.add_argument("--all", action="store_true", help="also those that have ended a moment ago")
+    flows.add_argument("--pid", type=int, metavar="PID", help="of this process")
+    for name, what in (
+        ("process", "the process's name"),
+        ("device", "DEVICE or DEVICE/PORT"),
+        ("peer", "the peer's ADDRESS or ADDRESS/QPN"),
+        ("state", "the state: init, rtr, rts, err ..."),
+        ("type", "the transport: rc, ud ..."),
+        ("coverage", "exact, since or control_only"),
+    ):
+        flows.add_argument(f"--{name}", metavar="PATTERN", help=f"{what}, a shell pattern")
+    flows.add_argument(
+        "--sort", metavar="KEY", choices=_SORTS, default="rate", help=f"by {', '.join(_SORTS)}"
+    )
+    flows.add_argument("-v", "--operations", action="store_true", help="also what was posted, by opcode")
+    flows.add_argument(
+        "--watch", nargs="?", const="1s", metavar="TIME", help="again every TIME (1s) until interrupted"
+    )
+    flows.add_argument("--json", action="store_true", help="an object a line")
+    flows.add_argument("--no-header", action="store_true", help="no line of titles")
+    _recording(flows)
+
+    snapshot = add(
+        "snapshot", "one picture of what is going on now, or was when the agent ended", _reads(_snapshot)
+    )
+    snapshot.add_argument("--json", action="store_true", help="as JSON")
+    _recording(snapshot)
+
+    recorder = add(
+        "recorder", "what the flight recorder has, also of an agent that is dead", _no_recorder_command
+    )
+    parts = recorder.add_subparsers(metavar="PART")
+    dump = add("dump", "print what every series did, tick by tick", _reads(_dump), parts)
+    dump.add_argument("--since", metavar="TIME", help="the last of it only, as in 30s or 5m")
+    dump.add_argument("--metric", metavar="PATTERN", help="metrics of this name, a shell pattern")
+    dump.add_argument("--format", choices=("table", "json", "csv", "otlp"), default="table")
+    events = add("events", "print what happened", _reads(_events), parts)
+    events.add_argument("--since", metavar="TIME", help="the last of it only, as in 30s or 5m")
+    events.add_argument("--json", action="store_true", help="an object a line")
+    kept = add("list", "list the files that are kept, and how their agents ended", _reads(_list), parts)
+    kept.add_argument("--json", action="store_true", help="an object a line")
+    for part in (dump, events, kept):
+        _recording(part)
 
     catalog = add("catalog", "print every metric, span and attribute", _catalog)
     catalog.add_argument("--format", choices=("markdown", "json"), default="markdown")
@@ -143,6 +190,16 @@ def _configuration(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def _recording(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--file", metavar="PATH", help="the recording, instead of the configuration's ring.path"
+    )
+    parser.add_argument(
+        "--owner", metavar="USER", help="read files of this user too, as where the agent runs as one"
+    )
+    _configuration(parser)
+
+
 def _load(options: argparse.Namespace) -> Config:
     from fabrictap.config import load
 
@@ -151,7 +208,9 @@ def _load(options: argparse.Namespace) -> Config:
 
 def _no_command(options: argparse.Namespace) -> NoReturn:
     parser: _Parser = options.parser
-    parser.error("which command? One of run, check-config, doctor, catalog, version")
+    parser.error(
+        "which command? One of run, check-config, doctor, flows, snapshot, recorder, catalog, version"
+    )
 
 
 def _run(options: argparse.Namespace) -> int:
@@ -203,9 +262,12 @@ def _check_config(options: argparse.Namespace) -> int:
     import yaml
 
     from fabrictap.config import as_written
+    from fabrictap.export import scrape
     from fabrictap.export.uplink import Uplink
 
     config = _load(options)
+    if (where := config.export.prometheus.listen) is not None:
+        scrape.parse(where, allow_remote=config.export.prometheus.allow_remote)
     # Whether the endpoints can be used is found out where they are used; nothing is connected by that.
     Uplink(config.export.otlp).close(0)
     print(yaml.safe_dump(as_written(config), sort_keys=False), end="")
@@ -216,6 +278,118 @@ def _doctor(options: argparse.Namespace) -> int:
     from fabrictap.view import doctor
 
     return doctor.main(_load(options), as_json=options.json)
+
+
+def _reads(command: Callable[[argparse.Namespace], int]) -> Callable[[argparse.Namespace], int]:
+    """``command``, which reads a recording: one that cannot be read is one line and exit code 1."""
+
+    def reading(options: argparse.Namespace) -> int:
+        from fabrictap.view.recording import RecordingError
+
+        try:
+            return command(options)
+        except RecordingError as error:
+            _complain(f"fabrictap: {error}")
+            return 1
+
+    return reading
+
+
+def _no_recorder_command(options: argparse.Namespace) -> NoReturn:
+    parser: _Parser = options.parser
+    parser.error("which part? One of dump, events, list")
+
+
+def _path(options: argparse.Namespace) -> str:
+    """Where the recording is."""
+    from fabrictap.config import ConfigError
+
+    if options.file is not None:
+        return str(options.file)
+    path = _load(options).ring.path
+    if path is None:
+        raise ConfigError("ring.path is null: the agent keeps no recording; --file PATH names one")
+    return path
+
+
+def _owner(options: argparse.Namespace) -> int | None:
+    import pwd
+
+    from fabrictap.config import ConfigError
+
+    name = options.owner
+    if name is None:
+        return None
+    try:
+        return int(name) if name.isascii() and name.isdigit() else pwd.getpwnam(name).pw_uid
+    except KeyError:
+        raise ConfigError(f"--owner {name}: no such user") from None
+
+
+def _time(options: argparse.Namespace, name: str) -> float | None:
+    from fabrictap.config import ConfigError, parse_duration
+
+    value = getattr(options, name)
+    try:
+        return None if value is None else parse_duration(value)
+    except ValueError as error:
+        raise ConfigError(f"--{name}: {error}") from None
+
+
+def _flows(options: argparse.Namespace) -> int:
+    from fabrictap.view import flows, recorder
+
+    wanted = flows.Filter(
+        options.pid,
+        options.process,
+        options.device,
+        options.peer,
+        options.state,
+        options.type,
+        options.coverage,
+        options.all,
+    )
+    watch = _time(options, "watch")
+    return flows.main(
+        recorder.opener(_path(options), _owner(options)),
+        wanted,
+        sort=options.sort,
+        watch=None if watch is None else max(watch, 0.1),
+        header=not options.no_header,
+        operations=options.operations,
+        json_=options.json,
+    )
+
+
+def _snapshot(options: argparse.Namespace) -> int:
+    from fabrictap.view import recorder, snapshot
+
+    return snapshot.main(recorder.opener(_path(options), _owner(options)), as_json=options.json)
+
+
+def _dump(options: argparse.Namespace) -> int:
+    from fabrictap.view import dump, recorder
+
+    since = _time(options, "since")
+    with recorder.opener(_path(options), _owner(options))() as recording:
+        dump.write(recording, options.format, since, options.metric, print)
+        if recording.unreadable:
+            _complain(f"fabrictap: {recording.unreadable} records could not be read")
+    return 0
+
+
+def _events(options: argparse.Namespace) -> int:
+    from fabrictap.view import recorder
+
+    since = _time(options, "since")
+    with recorder.opener(_path(options), _owner(options))() as recording:
+        return recorder.events(recording, since, as_json=options.json)
+
+
+def _list(options: argparse.Namespace) -> int:
+    from fabrictap.view import recorder
+
+    return recorder.list_files(_path(options), _owner(options), as_json=options.json)
 
 
 def _catalog(options: argparse.Namespace) -> int:

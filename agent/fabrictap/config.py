@@ -249,10 +249,20 @@ class File(Section):
     max_files: int = 4
 
 
+class Prometheus(Section):
+    """A page of all metrics as text, for whoever scrapes: at an address, or on a unix socket."""
+
+    #: As in 127.0.0.1:9435 or unix:/run/fabrictap/metrics.sock; null: nobody listens.
+    listen: str | None = None
+    #: Whether ``listen`` may be an address that other machines can reach.
+    allow_remote: bool = False
+
+
 class Export(Section):
     interval: Duration = Duration(10.0)
     otlp: Otlp = msgspec.field(default_factory=Otlp)
     file: File = msgspec.field(default_factory=File)
+    prometheus: Prometheus = msgspec.field(default_factory=Prometheus)
 
 
 class Resource(Section):

@@ -13,11 +13,13 @@ from fabrictap import catalog, ringfile
 from fabrictap.config import Config, ConfigError
 from fabrictap.export import resource
 from fabrictap.export.exporter import Exporter
+from fabrictap.export.prometheus import Endpoint
 from fabrictap.insight.detection import Detectors
 from fabrictap.insight.detectors import SourceState
 from fabrictap.insight.filewatch import WatchedFile
 from fabrictap.insight.identities import Identities
 from fabrictap.insight.inventory import Inventory
+from fabrictap.insight.reconcile import Reconciler
 from fabrictap.journal import Journal
 from fabrictap.ledger import Ledger, names
 from fabrictap.runner import Runner
@@ -76,6 +78,7 @@ class Node:
             )
             if wanted
         ]
+        self.reconciler = Reconciler(self.series, self.ledger)
         self._inventory = Inventory(self.series, self.ledger)
         self._identities = Identities(self.series, self.ledger)
         self._selfwatch = SelfWatch(self.series)
@@ -91,6 +94,7 @@ class Node:
             config, self.series, self.ledger, self.journal, self._lock, watched=watched
         )
         self._exporter = Exporter(config, attributes, self.series, self.ledger.flows, self.detectors.findings)
+        self._prometheus = Endpoint(config.export.prometheus, self.ring, attributes, self._lock)
 
     def stop(self) -> None:
         """Ask ``run`` to end; from any thread or signal handler."""
@@ -117,6 +121,7 @@ class Node:
         for runner in self.runners:
             runner.start()
             runner.settled.wait(_STOP_SECONDS)
+        self._prometheus.open()
         next_tick = time.monotonic() + self._config.ring.tick
         next_export = time.monotonic() + self._config.export.interval
         said_hung: set[str] = set()
@@ -129,6 +134,7 @@ class Node:
             if now >= next_tick:
                 with self._lock:
                     now_ns = time.time_ns()
+                    self.reconciler.fold(now_ns)
                     self._look(now_ns)
                     self.ring.tick(now_ns)
                 self._reload()
@@ -137,13 +143,14 @@ class Node:
                 next_tick = max(next_tick + self._config.ring.tick, now)
             if now >= next_export:
                 self._export()
+                self._prometheus.open()
                 next_export = max(next_export + self._config.export.interval, now)
                 self._watch_for_hangs(said_hung)
         self._end()
 
     def _look(self, now_ns: int) -> None:
         sources = [SourceState(one.source.name, one.up, one.reason) for one in self.runners]
-        self.detectors.look(now_ns, (), sources)
+        self.detectors.look(now_ns, self.reconciler.balances(), sources)
 
     def _reload(self) -> None:
         """After SIGHUP: put the policy of the configuration into force, and nothing else of it."""
@@ -190,6 +197,7 @@ class Node:
 
     def _end(self) -> None:
         _log.info("stopping")
+        self._prometheus.close()
         for runner in self.runners:
             runner.stop()
         deadline = time.monotonic() + _STOP_SECONDS

@@ -15,7 +15,7 @@ from typing import Any
 
 from fabrictap import catalog, config
 from fabrictap.ext.ring import Ring
-from fabrictap.ledger.flows import INBOUND
+from fabrictap.ledger.flows import INBOUND, LOCAL
 from fabrictap.version import VERSION
 
 _log = logging.getLogger(__name__)
@@ -41,7 +41,6 @@ def create(settings: config.Ring, limits: config.Limits, names: Mapping[str, Ite
     path = settings.path if descriptor >= 0 else None
     if descriptor < 0:
         descriptor = os.memfd_create("fabrictap-ring", os.MFD_CLOEXEC)
-    operations = list(names["operations"])
     ring = Ring(
         descriptor,
         series=limits.series,
@@ -51,7 +50,7 @@ def create(settings: config.Ring, limits: config.Limits, names: Mapping[str, Ite
         events=settings.events,
         grace_ns=round(settings.grace * 1e9),
         now_ns=time.time_ns(),
-        inbound=sum(1 << number for number, name in enumerate(operations) if name in INBOUND),
+        **directions(names["operations"]),
         path=path,
     )
     if path is not None:
@@ -81,6 +80,17 @@ def about(resource: Mapping[str, str], names: Mapping[str, Iterable[str]]) -> by
         **{name: list(values) for name, values in names.items()},
     }
     return json.dumps(description, separators=(",", ":")).encode()
+
+
+def directions(operations: Iterable[str]) -> dict[str, int]:
+    """Bit masks of the operations whose bytes come in and go out. Posted receive buffers do neither."""
+    masks = {"inbound": 0, "outbound": 0}
+    for number, name in enumerate(operations):
+        if name in INBOUND:
+            masks["inbound"] |= 1 << number
+        elif name not in LOCAL and name != "recv":
+            masks["outbound"] |= 1 << number
+    return masks
 
 
 def _claim(path: Path, keep: int) -> int:

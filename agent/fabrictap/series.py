@@ -138,6 +138,7 @@ def in_memory(
     connections: int = 64,
     events: int = 64,
     inbound: int = 0,
+    outbound: int = 0,
     grace_ns: int = 0,
 ) -> Ring:
     """A ring that no other process can find."""
@@ -152,4 +153,5 @@ def in_memory(
         grace_ns=grace_ns,
         now_ns=time.time_ns(),
         inbound=inbound,
+        outbound=outbound,
     )

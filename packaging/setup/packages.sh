@@ -34,13 +34,19 @@ required=(
 # Not everywhere, and not needed to build or to test.
 optional=(
     bpftrace           # a peer of make bench: uprobes
-    prometheus-node-exporter # a peer of make bench: port counters; Debian starts it, make bench runs its own
     python3-bpfcc      # a peer of make bench: bcc's ring buffer
+    prometheus         # promtool judges the text exposition; Debian starts the server, the tests do not use it
     bpftool            # to look at loaded programs and maps; in linux-tools on Ubuntu
 )
+# Not installed, because Debian would start it as a service that listens on the network: unpacked into the cache.
+unpacked=(
+    prometheus-node-exporter # a peer of make bench, which runs it on loopback
+)
+home=${HOME:-/var/tmp/fabrictap-$(id -u)}
+cache=${FABRICTAP_CACHE:-${XDG_CACHE_HOME:-$home/.cache}/fabrictap}/packages
 
 if [[ ${1:-} != install ]]; then
-    printf '%s\n' "${required[@]}" "${optional[@]}"
+    printf '%s\n' "${required[@]}" "${optional[@]}" "${unpacked[@]}"
     exit 0
 fi
 
@@ -59,20 +65,47 @@ extra=()
 for package in "${optional[@]}"; do
     installed "$package" || extra+=("$package")
 done
-((${#missing[@]})) || exit 0
+wanted=()
+for package in "${unpacked[@]}"; do
+    [[ -d $cache/$package ]] || installed "$package" || wanted+=("$package")
+done
+((${#missing[@]} + ${#extra[@]} + ${#wanted[@]})) || exit 0
 
-if [[ $(id -u) != 0 ]]; then
+export DEBIAN_FRONTEND=noninteractive
+install() { apt-get -qq -o DPkg::Lock::Timeout=300 -o Dpkg::Use-Pty=0 install --no-install-recommends -y "$@" >/dev/null; }
+known() { apt-cache show "$1" >/dev/null 2>&1; }
+
+if [[ $(id -u) == 0 ]]; then
+    apt-get -qq -o DPkg::Lock::Timeout=300 update || ((${#missing[@]} == 0)) # the rest works without
+elif ((${#missing[@]})); then
     echo "setup: packages are missing. As root: apt-get install --no-install-recommends ${missing[*]}" >&2
     exit 1
 fi
-export DEBIAN_FRONTEND=noninteractive
-install() { apt-get -qq -o DPkg::Lock::Timeout=300 -o Dpkg::Use-Pty=0 install --no-install-recommends -y "$@" >/dev/null; }
-echo "setup: apt-get install ${missing[*]}"
-apt-get -qq -o DPkg::Lock::Timeout=300 update
-install "${missing[@]}" || {
-    echo "setup: apt-get could not install ${missing[*]}; what it says stands above" >&2
-    exit 1
-}
+if ((${#missing[@]})); then
+    echo "setup: apt-get install ${missing[*]}"
+    install "${missing[@]}" || {
+        echo "setup: apt-get could not install ${missing[*]}; what it says stands above" >&2
+        exit 1
+    }
+fi
 for package in "${extra[@]}"; do
-    if apt-cache show "$package" >/dev/null 2>&1; then install "$package" || true; fi
+    [[ $(id -u) == 0 ]] && known "$package" || continue
+    echo "setup: apt-get install $package (optional)"
+    install "$package" || true
+done
+# Needs no root.
+unpack() {
+    local work
+    work=$(mktemp -d)
+    chmod 755 "$work" # apt downloads as a user of its own
+    (cd "$work" && apt-get -qq download "$1" 2>/dev/null && dpkg-deb -x ./*.deb "$work/tree") &&
+        mkdir -p "$cache" && rm -rf "${cache:?}/$1" && mv "$work/tree" "$cache/$1"
+    local failed=$?
+    rm -rf "$work"
+    return "$failed"
+}
+for package in "${wanted[@]}"; do
+    known "$package" || continue
+    echo "setup: $package into $cache (optional)"
+    unpack "$package" || true
 done

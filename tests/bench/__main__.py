@@ -7,7 +7,7 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
-from bench import agent, counters, export, infiniband, ringbuffer, uprobe
+from bench import agent, counters, export, exposition, fold, infiniband, ringbuffer, uprobe
 from bench.result import Result, table, write
 
 PARTS: dict[str, Callable[[], list[Result]]] = {
@@ -15,8 +15,11 @@ PARTS: dict[str, Callable[[], list[Result]]] = {
     "counters": counters.measure,
     "infiniband": infiniband.measure,
     "ringbuffer": ringbuffer.measure,
+    "fold": fold.measure,
     "export": export.measure,
+    "exposition": exposition.measure,
     "agent": agent.measure,
+    "growth": agent.measure_growth,
 }
 OUTPUT = Path(__file__).parents[2] / "build" / "bench.json"
 
@@ -27,9 +30,11 @@ def main() -> int:
     parts = parser.parse_args().parts or list(PARTS)
     if unknown := set(parts) - set(PARTS):
         parser.error(f"no part {', '.join(sorted(unknown))}; there are {', '.join(PARTS)}")
-    results = [result for part in parts for result in PARTS[part]()]
-    print(table(results))
-    write(results, OUTPUT)
+    for part in parts:
+        results = PARTS[part]()
+        if results:
+            print(f"{part}\n{table(results)}\n", flush=True)
+            write(results, OUTPUT)
     return 0
 
 

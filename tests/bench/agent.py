@@ -138,7 +138,13 @@ class _Agent:
 
     def check(self) -> None:
         if self._process.poll() is not None:
-            raise RuntimeError(f"the agent ended: {self._said.read_text()[-2000:]}")
+            raise RuntimeError(f"the agent ended: {self.last_words}")
+        if "failed unexpectedly" in self.last_words:
+            raise RuntimeError(f"the agent does not work: {self.last_words}")
+
+    @property
+    def last_words(self) -> str:
+        return self._said.read_text()[-2000:]
 
     @property
     def connected(self) -> bool:
@@ -174,13 +180,29 @@ def _every_second(seconds: int, do: Callable[[], None]) -> None:
         time.sleep(max(0.0, began + number + 1 - time.monotonic()))
 
 
+def _lines(collector: Collector) -> list[bytes]:
+    """Requests as the Collector wrote them, whole ones, not yet parsed: they may be megabytes."""
+    return collector.output.read_bytes().split(b"\n")[:-1] if collector.output.exists() else []
+
+
 def _points(collector: Collector) -> int:
     """Points of the last export that arrived, which may be several requests: sums have its time."""
-    exports: dict[int, int] = {}
-    for request in collector.metrics():
-        times = [int(point["timeUnixNano"]) for _, _, points in request.values() for point in points]
-        exports[max(times)] = exports.get(max(times), 0) + len(times)
-    return exports[max(exports)]
+    total, last = 0, None
+    for line in reversed(_lines(collector)):
+        points = [
+            point
+            for resource in json.loads(line).get("resourceMetrics", ())
+            for metric in resource["scopeMetrics"][0]["metrics"]
+            for kind in ("sum", "gauge", "exponentialHistogram")
+            for point in metric.get(kind, {}).get("dataPoints", ())
+        ]
+        if not points:  # spans
+            continue
+        time_ns = max(int(point["timeUnixNano"]) for point in points)
+        if last not in (None, time_ns):
+            break
+        total, last = total + len(points), time_ns
+    return total
 
 
 def _minute(binary: Path, load: _Load, seconds: int, *, peer: bool) -> _Minute:
@@ -200,9 +222,11 @@ def _minute(binary: Path, load: _Load, seconds: int, *, peer: bool) -> _Minute:
             return agent.connected
 
         eventually(settled, "all connections are made", 120)
-        before = len(collector.requests())
-        # The second export: all series have come, all buffers have the size that they keep.
-        eventually(lambda: len(collector.requests()) > before + 1, "the Collector has two exports", 60)
+        # Two exports later all series have come, all buffers have the size that they keep.
+        time.sleep(2 * load.interval)
+        agent.check()
+        if not _lines(collector):
+            raise RuntimeError(f"nothing has arrived at the Collector: {agent.last_words}")
         agent.name_threads()
         time.sleep(1)
         ours = _Meter(agent.pid)
@@ -231,7 +255,7 @@ def _minute(binary: Path, load: _Load, seconds: int, *, peer: bool) -> _Minute:
 
 
 def _imports() -> dict[str, int]:
-    """Stage -> bytes of private memory that it added (import_memory.py)."""
+    """Stage -> bytes of memory that it added (import_memory.py)."""
     said = subprocess.run(
         [sys.executable, HERE / "import_memory.py"],
         capture_output=True,
@@ -268,7 +292,7 @@ def _whole(binary: Path, missing: str) -> list[Result]:
     imports = _imports()
     for stage, added in imports.items():
         results.append(note(f"agent's memory: {stage}", "MiB", added / MIB, "by its import"))
-    rest = ours.private - sum(imports.values())
+    rest = ours.alone - sum(imports.values())
     results.append(note("agent's memory: what comes after the imports", "MiB", rest / MIB))
     for group, size in sorted(minute.by_group.items(), key=lambda item: -item[1]):
         results.append(note(f"agent's memory: {group}", "MiB", size / MIB, "by mapping"))
@@ -297,4 +321,13 @@ def measure() -> list[Result]:
     if missing:
         left_out("agent", f"the peer: {missing}")
     left_out("agent", "probes in the kernel and real counters: verbs and /sys are stand-ins here")
-    return [*_whole(binary, missing), *_growth(binary)]
+    return _whole(binary, missing)
+
+
+def measure_growth() -> list[Result]:
+    """The part ``growth``: short runs, one after the other."""
+    binary = find_collector()
+    if not binary.is_file():
+        left_out("growth", f"no Collector: build it with {BUILD.relative_to(HERE.parents[1])}")
+        return []
+    return _growth(binary)

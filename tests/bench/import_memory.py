@@ -1,4 +1,4 @@
-"""What each import of the agent adds to its private memory, in a process of its own: JSON {stage: bytes}.
+"""What each import of the agent adds to its memory, in a process of its own: JSON {stage: bytes}.
 
 Stages build on each other, in the order in which ``fabrictap run`` comes to them.
 """
@@ -34,7 +34,7 @@ def main() -> None:
     for stage, modules in STAGES.items():
         for module in modules:
             importlib.import_module(module)
-        now = own.private_bytes()
+        now = own.alone_bytes()
         added[stage] = now - before
         before = now
     print(json.dumps(added))

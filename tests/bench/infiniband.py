@@ -36,7 +36,8 @@ class _Ours:
 
     def __init__(self, sysfs: Path) -> None:
         self._series = SeriesTable(20_000)
-        self._source = source.Infiniband(Infiniband(sysfs=str(sysfs)), self._series, Ledger(Config()))
+        ledger = Ledger(Config(), self._series.ring)
+        self._source = source.Infiniband(Infiniband(sysfs=str(sysfs)), self._series, ledger)
         self._source.open()
         self.sample()
 

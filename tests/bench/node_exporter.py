@@ -1,8 +1,12 @@
-"""Debian's prometheus-node-exporter with nothing but its infiniband collector."""
+"""Debian's prometheus-node-exporter with nothing but its infiniband collector.
+
+The installed one, or what ``packaging/setup/packages.sh`` has unpacked into the cache.
+"""
 
 from __future__ import annotations
 
 import http.client
+import os
 import re
 import shutil
 import socket
@@ -15,13 +19,23 @@ from support import eventually
 
 NAME = "node_exporter, infiniband collector alone"
 _SAMPLE = re.compile(rb"^node_infiniband_(?!info|scrape)", re.M)
-_PROGRAMS = ("prometheus-node-exporter", "node_exporter")
+_NAME = "prometheus-node-exporter"
+
+
+def _cache() -> Path:
+    """As in packages.sh."""
+    home = os.environ.get("HOME") or f"/var/tmp/fabrictap-{os.getuid()}"
+    above = os.environ.get("XDG_CACHE_HOME") or f"{home}/.cache"
+    return Path(os.environ.get("FABRICTAP_CACHE") or f"{above}/fabrictap") / "packages"
+
+
+def _program() -> str | None:
+    unpacked = _cache() / _NAME / "usr" / "bin"
+    return shutil.which(_NAME) or shutil.which("node_exporter") or shutil.which(_NAME, path=str(unpacked))
 
 
 def missing() -> str:
-    if any(map(shutil.which, _PROGRAMS)):
-        return ""
-    return "no node_exporter: apt-get install --no-install-recommends prometheus-node-exporter"
+    return "" if _program() else "no node_exporter: packaging/setup/packages.sh install"
 
 
 def _free_port() -> int:
@@ -35,7 +49,9 @@ class NodeExporter:
     """Runs on ``sysfs`` until it is closed; ``scrape`` is a GET of /metrics on a kept connection."""
 
     def __init__(self, sysfs: Path) -> None:
-        program = next(filter(None, map(shutil.which, _PROGRAMS)))
+        program = _program()
+        if program is None:
+            raise RuntimeError(missing())
         port = _free_port()
         self._process = subprocess.Popen(
             [

@@ -58,6 +58,7 @@ class VerbsTraffic(Verbs):
         self._device_count = devices
         self._lives = self._control_records()
         self._connected = False
+        self._probed_ns = 0
         self._ticks = 0
         counters = min(connections * len(OPERATIONS), MAX_COUNTERS)
         self._keys = b"".join(self._key(number) for number in range(counters))
@@ -66,6 +67,7 @@ class VerbsTraffic(Verbs):
 
     def open(self) -> None:
         self._known = {}
+        self._probed_ns = time.time_ns() - 10**9  # before the first record, however the clocks are read
 
     def sample(self) -> Sample:
         """Some connections while there are new ones, then a second's posts of all."""
@@ -74,9 +76,8 @@ class VerbsTraffic(Verbs):
         sample = Sample(records=happened, received=len(happened))
         for pid in sorted({record.pid for record in happened}):
             if pid not in self._known:
-                now_ns = time.time_ns()
                 sample.processes.append(Process(pid, "synthetic_app", time.time()))
-                self._known[pid] = sample.instrumented[pid] = now_ns
+                self._known[pid] = sample.instrumented[pid] = self._probed_ns
         if not happened:
             self._connect()
             self._post()

@@ -12,11 +12,16 @@ from pathlib import Path
 import psutil
 import pytest
 
+from fabrictap import catalog
 from fabrictap.ext import records
 from fabrictap.ext.bpf import BpfError, Link, Map, Object, RingBuffer
+from fabrictap.ext.fold import KeyedFold
 from fabrictap.ext.records import RECORD_SIZE, decode
+from fabrictap.series import SeriesTable
 
 KIND = records.CM_EVENT
+#: Of ft_record.qp.qpn.
+QPN_AT = 112
 
 
 class Watch:
@@ -201,6 +206,29 @@ def test_other_threads_run_while_a_poll_waits(watch):
 
 def test_a_poll_without_records_ends_at_its_timeout(watch):
     assert watch.records.poll(1) == b""
+
+
+def test_records_go_into_a_fold_one_by_one(tiny):
+    watch = Watch(tiny)
+    table = SeriesTable(10)
+    fold = KeyedFold(table.ring, record_size=RECORD_SIZE, key_at=QPN_AT, key_size=4)
+    buffer = RingBuffer(watch.object, "records", RECORD_SIZE, into=fold)
+    for number in (BASE, BASE + 1, BASE, BASE):
+        watch.trigger(number)
+    assert buffer.poll(1000) == b""
+    assert (buffer.received, buffer.misfits) == (4, 0)
+    counts = {}
+    for key in fold.fold(1):
+        number = int.from_bytes(key, "little")
+        counts[number] = table.series(catalog.VERBS_OPERATIONS, {"rdma.qp.number": number}, 1)
+        fold.bind(key, counts[number], None, 1)
+    watch.trigger(BASE + 1)
+    buffer.poll(1000)
+    assert fold.fold(2) == []
+    assert {number: series.value for number, series in counts.items()} == {BASE: 3, BASE + 1: 2}
+    with pytest.raises(ValueError, match="records of 64 bytes"):
+        RingBuffer(watch.object, "records", 64, into=fold)
+    watch.link.close()
 
 
 def test_a_map_is_read_by_key_and_deleted_from(watch):

@@ -18,7 +18,7 @@ from otlp_json import Reader
 from otlp_receiver import free_port
 from support import eventually
 
-COMMANDS = ("run", "check-config", "doctor", "catalog", "version")
+COMMANDS = ("run", "check-config", "doctor", "flows", "snapshot", "recorder", "catalog", "version")
 SOURCES = ("infiniband", "verbs", "rdma_netlink")
 NO_UPLINK = tuple(f"export.otlp.{signal}.enabled=false" for signal in ("metrics", "traces", "logs"))
 
@@ -216,7 +216,12 @@ def test_a_log_that_nobody_reads_any_more_does_not_end_it():
 @pytest.mark.parametrize(
     ("arguments", "says"),
     [
-        ([], r"which command\? One of run, check-config, doctor, catalog, version; see fabrictap --help"),
+        ([], r"which command\? One of run, check-config, .+, catalog, version; see fabrictap --help"),
+        (["recorder"], r"which part\? One of dump, events, list; see fabrictap recorder --help"),
+        (["recorder", "dmp"], "did you mean dump"),
+        (["recorder", "dump", "--since", "5"], "--since: expected a duration as in"),
+        (["flows", "--watch", "often"], "--watch: expected a duration as in"),
+        (["flows", "--sort", "rates"], "did you mean rate"),
         (["runn"], r"unknown command 'runn': did you mean run\?"),
         (["nonsense"], r"unknown command 'nonsense': expected one of run, "),
         (["run", "--durtion=1s"], r"fabrictap run: unknown option --durtion=1s, did you mean --duration\?"),

@@ -1,12 +1,14 @@
 """README.md and docs/: what they say of configuration, links and flow ids is so."""
 
 import re
+import struct
 from pathlib import Path
 
 import pytest
 import yaml
 
 from fabrictap import config
+from fabrictap.ext import layout
 from fabrictap.ledger.flows import FlowId
 
 ROOT = Path(__file__).parents[2]
@@ -53,3 +55,27 @@ def test_the_test_vector_of_flow_ids_is_right():
     page = (ROOT / "docs" / "developer.md").read_text()
     for part in (flow.trace_id, flow.sender_span_id, flow.receiver_span_id):
         assert part.hex() in page
+
+
+def test_the_rings_page_has_the_layout_as_it_is():
+    page = (ROOT / "docs" / "ring.md").read_text()
+    types = {"u8": "B", "u16": "H", "u32": "I", "u64": "Q", "i32": "i", "float": "f", "double": "d"}
+    for structure, fields in layout.FIELDS.items():
+        section = page.partition(f"\n## {structure.capitalize()}\n")[2].partition("\n## ")[0]
+        assert f"\n{layout.SIZES[structure]} bytes.\n" in section, structure
+        documented = {}
+        for line in section.splitlines():
+            if match := re.match(
+                r"\| (\d+) \| (\d+) \| `(\w+)` \| (?:(\d+) x )?(\w+|8 bytes) \| .*\|$", line
+            ):
+                offset, size, name, many, type_ = match.groups()
+                form = {"8 bytes": "q", "bytes": f"{size}s"}.get(type_) or f"{many or ''}{types[type_]}"
+                assert struct.calcsize("=" + form) == int(size), line
+                documented[name] = (int(offset), form)
+        assert documented == fields
+
+
+def test_the_rings_page_has_the_strides_of_cells():
+    page = (ROOT / "docs" / "ring.md").read_text()
+    strides = dict(re.findall(r"^\| (\d) [a-z -]+ \| (\d+) \|", page, re.MULTILINE))
+    assert strides == {str(kind): str(layout.stride(kind)) for kind in range(1, 5)}

@@ -163,6 +163,17 @@ def test_a_shared_receive_queue_ends_with_its_process(live):
     assert live.ledger.processes.get(1) is None
 
 
+def test_datagrams_to_one_peer_by_two_address_handles_are_one_series(node):
+    node.fold(created(qp_type=4), modified(RTS, qp_type=4), raw.ah(7, THERE), raw.ah(8, THERE))
+    posts = [raw.post(17, operations=3, qp_type=4, handle=handle, peer_qpn=900) for handle in (7, 8)]
+    node.tick(*posts)
+    assert node.one(catalog.VERBS_OPERATIONS).value == 6
+    node.fold(destroyed(qp_type=4), posts=[])
+    assert node.one(catalog.VERBS_OPERATIONS).ended
+    assert not node.verbs._post_fold._users
+    assert sorted(node.sweep()) == sorted(key.raw for key, _ in posts)
+
+
 def test_posts_of_a_device_that_is_not_known_yet_are_kept_for_later(live):
     unknown = raw.post(17, operations=3)
     live.tick(unknown, device=None)

@@ -25,6 +25,7 @@ class Histogram:
 class Ring:
     path: str | None
     inbound: int
+    outbound: int
     def __init__(
         self,
         fd: int,
@@ -37,6 +38,7 @@ class Ring:
         grace_ns: int,
         now_ns: int,
         inbound: int = 0,
+        outbound: int = 0,
         about_size: int = ...,
         path: str | None = None,
     ) -> None: ...

@@ -97,6 +97,8 @@ class Inventory:
         for name, entries, dropped in (
             ("devices", len(ledger.devices), ledger.devices.dropped),
             ("connections", len(ledger.connections), ledger.connections.dropped),
+            # In the ring, for other processes to see.
+            ("connection_rows", ledger.connections.listed, ledger.connections.unlisted),
             ("memory_regions", len(ledger.memory), ledger.memory.dropped),
             ("contexts", len(ledger.contexts), ledger.contexts.dropped),
             ("processes", len(ledger.processes), ledger.processes.dropped),

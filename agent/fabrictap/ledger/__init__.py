@@ -13,6 +13,7 @@ from fabrictap.ledger.devices import DeviceFilter, Devices
 from fabrictap.ledger.flows import Flows
 from fabrictap.ledger.memory import Contexts, MemoryRegions
 from fabrictap.ledger.processes import KERNEL, Processes
+from fabrictap.ledger.traffic import Traffic
 from fabrictap.ledger.workloads import NONE, Resolver, Workloads
 from fabrictap.ledger.workloads.podlogs import PodLogs
 from fabrictap.ledger.workloads.procfs import Reader
@@ -39,6 +40,7 @@ class Ledger:
         self.flows = Flows(limits.finished_spans, int(config.flows.window * 1e9), self.identity_of)
         self.connections = Connections(limits.connections, self.flows, memory, self.processes)
         self.memory = MemoryRegions(limits.memory_regions, self.filter, memory)
+        self.traffic = Traffic()
         self.contexts = Contexts(limits.contexts)
 
     def identity(self, pid: int | None, name: str | None = None) -> dict[str, AttributeValue]:

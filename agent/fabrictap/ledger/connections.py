@@ -114,7 +114,8 @@ class Connections:
     ) -> None:
         self.capacity = capacity
         self.dropped = 0
-        self.unlisted = 0
+        #: Those that have a row of the ring now, and those that got none since the start.
+        self.listed = self.unlisted = 0
         self._flows = flows
         self._ring = memory
         self._processes = processes
@@ -168,8 +169,11 @@ class Connections:
         if len(self._connections) >= self.capacity:
             self.dropped += 1
             return False
-        if self._ring is not None and not connection.list_in(self._ring, connection.created_ns):
-            self.unlisted += 1
+        if self._ring is not None:
+            if connection.list_in(self._ring, connection.created_ns):
+                self.listed += 1
+            else:
+                self.unlisted += 1
         if self._processes is not None and connection.pid is not None:
             connection.owner = self._processes.get(connection.pid)
         self._connections[(connection.device, connection.qpn)] = connection
@@ -230,6 +234,7 @@ class Connections:
             siblings.pop(connection, None)
             if not siblings:
                 del self._of_pid[connection.pid or 0]
+        self.listed -= connection.listed
         connection.unlist(now_ns)
         self._ended.append(connection)
         if connection.status is None:

@@ -18,6 +18,7 @@ from fabrictap.ledger.devices import Device, Port
 from fabrictap.series import AttributeValue, Series, SeriesTable
 from fabrictap.sources import SourceUnavailable
 from fabrictap.sources.infiniband.sysfs import DeviceTree, PortTree, parse_rate, parse_state, scan
+from fabrictap.sources.infiniband.traffic import TrafficCounters
 from fabrictap.sources.infiniband.watch import Changes, Watch, port_attributes, port_id
 
 _ACTIVE = "active"
@@ -31,6 +32,8 @@ class Link:
     port: PortTree
     state: str | None
     rate: int | None
+    #: Of the interface that counts for a software device, in bytes.
+    mtu: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,6 +71,8 @@ class Infiniband:
         # what fold has put where
         self._table = series
         self._devices = ledger.devices
+        self._ledger_traffic = ledger.traffic
+        self._traffic = TrafficCounters()
         self._trees: dict[str, DeviceTree] = {}
         self._shown: list[Link] = []
         self._links: dict[tuple[str, str], Series] = {}
@@ -95,6 +100,7 @@ class Infiniband:
                 port,
                 self._watch.text(f"{port.path}/state", parse_state, now),
                 self._watch.text(f"{port.path}/rate", parse_rate, now),
+                None if port.statistics is None else self._watch.mtu(port.statistics, now),
             )
             for device in devices
             for port in device.ports
@@ -106,10 +112,14 @@ class Infiniband:
         # what has gone first: a device that came back at once has the same attributes
         for series in sample.changes.stopped:
             self._table.end(series)
+            self._traffic.discard(series)
         for watched in sample.changes.started:
             counter = watched.counter
-            self._watch.bind(watched, self._table.series(counter.metric, dict(counter.attributes), now_ns))
+            series = self._table.series(counter.metric, dict(counter.attributes), now_ns)
+            self._watch.bind(watched, series)
+            self._traffic.add(counter, series)
         self._watch.fold(self._table.ring, now_ns)
+        self._ledger_traffic.ports = self._traffic.readings(sample.links, now_ns)
         if sample.links != self._shown:
             self._fold_links(sample.links, now_ns)
             self._shown = sample.links

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import TypeVar
 
-from fabrictap.catalog import NETWORK_IO, Metric
+from fabrictap.catalog import NETWORK_IO, PORT_COUNTER, Metric
 from fabrictap.ext import counters
 from fabrictap.ext.ring import Ring
 from fabrictap.series import AttributeValue, Series
@@ -35,6 +35,8 @@ FAILED_READS = 3
 #: Seconds: some virtual functions fill the kernel log with one line per failing read.
 _FIRST_DELAY = 1.0
 _LAST_DELAY = 300.0
+#: What rdma.counter.name begins with where the interface below a software device counts.
+NETDEV = "netdev"
 _GONE = frozenset({errno.ENODEV, errno.ENOENT, errno.ENXIO})
 _WORDS = {counters.NOT_A_NUMBER: "not_a_number", counters.OVERFLOW: "overflow"}
 
@@ -208,6 +210,10 @@ class Watch:
             self._succeeded(backoff, path)
         return value
 
+    def mtu(self, statistics: str, now: float) -> int | None:
+        """The MTU of the interface whose counters are in ``statistics``."""
+        return self.text(f"{statistics.rpartition('/')[0]}/mtu", _parse_number, now)
+
     def close(self) -> None:
         """Close every file."""
         self._files.close()
@@ -272,6 +278,10 @@ class Watch:
         self._errors[word] = self._errors.get(word, 0) + 1
 
 
+def _parse_number(text: str) -> int | None:
+    return int(text) if text.isdecimal() and len(text) < 10 else None
+
+
 def port_id(device: DeviceTree, port: PortTree) -> str:
     """The catalog's hw.id of a port."""
     return f"{device.name}/{port.number}"
@@ -297,6 +307,9 @@ def counters_of(device: DeviceTree) -> Iterator[Counter]:
             path = f"{port.path}/{file.group}/{file.name}"
             yield Counter(path, port.identity, meaning.metric, common + meaning.attributes, meaning.scale)
         if port.statistics is not None and not counts_bytes(meanings.values()):
+            for name in ("tx_packets", "rx_packets"):
+                named = (("rdma.counter.name", f"{NETDEV}/{name}"),)
+                yield Counter(f"{port.statistics}/{name}", port.identity, PORT_COUNTER, common + named)
             for name, direction in (("tx_bytes", "transmit"), ("rx_bytes", "receive")):
                 attributes = (("network.io.direction", direction), ("rdma.counter.source", "netdev"))
                 yield Counter(f"{port.statistics}/{name}", port.identity, NETWORK_IO, common + attributes)

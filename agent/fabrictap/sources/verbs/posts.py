@@ -12,11 +12,12 @@ from typing import Any
 from fabrictap import catalog
 from fabrictap.catalog import Metric
 from fabrictap.ext import records
-from fabrictap.ext.posts import Posts
+from fabrictap.ext.posts import IN, NONE, OUT, ROOM, Posts
 from fabrictap.ext.records import PostKey, Record
 from fabrictap.ledger import Ledger, names
 from fabrictap.ledger.connections import CONNECTED, Connection, Coverage
 from fabrictap.ledger.flows import INBOUND, LOCAL
+from fabrictap.ledger.traffic import PortPosted
 from fabrictap.series import AttributeValue, Series, SeriesTable
 from fabrictap.sources.verbs.control import QP_TYPES
 
@@ -27,6 +28,18 @@ _OPERATION = {
     **{opcode: opcode for opcode in range(names.OPERATIONS.index("recv"))},
     _RECV: names.OPERATIONS.index("recv"),
 }
+#: Bytes of extended transport headers of one request (IBTA 9.3): RETH 16, AtomicETH 28, immediate data and
+#: IETH 4; a datagram has a DETH of 8 besides.
+_HEADERS = {
+    "rdma_write": 16,
+    "rdma_write_with_imm": 20,
+    "send_with_imm": 4,
+    "send_with_inv": 4,
+    "rdma_read": 16,
+    "atomic_cmp_and_swp": 28,
+    "atomic_fetch_and_add": 28,
+}
+_DATAGRAM_HEADER = 8
 _MAX_ADDRESS_HANDLES = 65536
 # Ticks for which a counter waits for its queue pair and the peer: what is older than the agent is named by
 # netlink, a moment later.
@@ -68,8 +81,25 @@ class PostFold:
         #: When the last provider library was probed, nanoseconds since the epoch.
         self.probed_since_ns: int | None = None
         self._peer_gids: dict[int, str] = {}
+        #: How many counters count in a series: those of a peer's address handles share one.
+        self._users: dict[Series, int] = {}
         #: Counters that are not exported yet, because their queue pair's peer is not known yet.
         self._waiting: set[int] = set()
+        #: Port (hw.id) -> its number in the table.
+        self._ports: dict[str, int] = {}
+
+    @property
+    def owing(self) -> bool:
+        """Whether posts have been read that do not count for a port yet."""
+        return any(
+            self._counters[number].key.queue == records.QUEUE_SEND and not self._counters[number].series
+            for number in self._waiting
+        )
+
+    def posted(self) -> dict[str, PortPosted]:
+        """What was posted to each port."""
+        totals = self._table.ports(len(self._ports))
+        return {hw_id: PortPosted(*totals[index]) for hw_id, index in self._ports.items()}
 
     def learn(self, record: Record) -> None:
         """Remember the peer behind an address handle; the oldest go when there are too many."""
@@ -252,13 +282,39 @@ class PostFold:
                 make(catalog.VERBS_SIGNALED),
             ]
         self._table.give_series(counter.number, counter.series, counter.histogram)
+        self._give_port(counter, connection, operation)
+        for series in (*counter.series, counter.histogram):
+            if series is not None:
+                self._users[series] = self._users.get(series, 0) + 1
+
+    def _give_port(self, counter: _Counter, connection: Connection | None, operation: str) -> None:
+        port = connection.port if connection is not None else None
+        if port is None:
+            device = self._ledger.devices.get(counter.device)
+            port = next(iter(device.ports), 1) if device is not None else 1
+        index = self._ports.setdefault(f"{counter.device}/{port}", len(self._ports))
+        header = _HEADERS.get(operation, 0)
+        if operation == "recv":
+            way = ROOM
+        elif operation in LOCAL:
+            way = NONE
+        else:
+            way = IN if operation in INBOUND else OUT
+            if counter.key.queue == records.QUEUE_SEND and counter.key.peer_qpn:
+                header += _DATAGRAM_HEADER
+        self._table.give_port(counter.number, index, way, header)
 
     def _end(self, counter: _Counter) -> None:
         """No more of it goes into the series that it had."""
         self._table.unbind(counter.number)
         self._table.give_series(counter.number, [None] * _TOTALS, None)
+        self._table.give_port(counter.number, None, NONE, 0)
         for series in (*counter.series, counter.histogram):
-            if series is not None:
+            if series is None:
+                continue
+            self._users[series] -= 1
+            if not self._users[series]:
+                del self._users[series]
                 self._series.end(series)
         counter.series, counter.histogram = [], None
 

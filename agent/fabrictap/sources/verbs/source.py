@@ -65,6 +65,8 @@ class Sample:
 
     records: list[Record] = field(default_factory=list)
     posts: bool = False
+    #: All that was posted before this was read, in nanoseconds since the epoch; None where posts go unseen.
+    posts_ns: int | None = None
     #: Records of memory regions, one after the other as the probes wrote them.
     regions: bytes = b""
     #: Records that were taken, those that were folded on the way among them.
@@ -142,7 +144,9 @@ class Verbs:
     def sample(self) -> Sample:
         sample = Sample(anew=self._anew)
         self._anew = False
-        self._post_fold.delete_retired(self._delete)
+        if not sample.anew:
+            # What ended in a map that is no more is not to be taken for what has its key in the new one.
+            self._post_fold.delete_retired(self._delete)
         began = time.monotonic()
         self._wait(max(0.0, self._next_tick - began), sample)
         self.waited = time.monotonic() - began
@@ -152,6 +156,7 @@ class Verbs:
             self._look_for_news()
         if tick or any(ends_flows(record) for record in sample.records):
             sample.posts = True
+            sample.posts_ns = time.time_ns() if self._data is not None else None
             self._read_posts()
             # A queue pair is recorded before its first post: with what has come meanwhile, all are known.
             known = len(sample.records)
@@ -342,6 +347,9 @@ class Verbs:
             arrived = self._ledger.connections.take_arrived()
             self._unresolved |= self._control_fold.complete(arrived)
             self._post_fold.fold(arrived, now_ns)
+            if not self._post_fold.owing:
+                self._ledger.traffic.posted = self._post_fold.posted()
+                self._ledger.traffic.posted_until_ns = sample.posts_ns
         for pid in sample.gone:
             self._post_fold.process_gone(pid, now_ns)
             self._control_fold.process_gone(pid, now_ns)

@@ -163,6 +163,4 @@ class House:
 
 
 def rules(*entries: dict[str, Any], tenant_by: str | None = None) -> config.Policy:
-    return config.Policy(
-        workloads=[config.WorkloadPolicy(**entry) for entry in entries], tenant_by=tenant_by
-    )
+    return config.Policy(workloads=[config.WorkloadPolicy(**entry) for entry in entries], tenant_by=tenant_by)

@@ -3,7 +3,6 @@
 import json
 
 import pytest
-from findings_house import DAY, HERE, SECOND, House
 from opentelemetry.proto.collector.logs.v1.logs_service_pb2 import ExportLogsServiceRequest
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
 
@@ -13,6 +12,7 @@ from fabrictap.export.otlpjson import logs_line
 from fabrictap.export.spans import SpanEncoder
 from fabrictap.insight.findings import MAX_WAITING, Finding, Severity
 from fabrictap.ledger.flows import MAX_EVENTS
+from findings_house import DAY, HERE, SECOND, House
 
 
 class Says:
@@ -106,7 +106,10 @@ def test_open_findings_and_waiting_events_are_bounded(says):
     assert len(house.look()) == MAX_WAITING
     assert len(house.board) == 2000
     assert house.value(catalog.FINDING_DROPPED, **{"fabrictap.finding.loss.reason": "full"}) == 8000
-    assert house.value(catalog.FINDING_DROPPED, **{"fabrictap.finding.loss.reason": "queue"}) == 2000 - MAX_WAITING
+    assert (
+        house.value(catalog.FINDING_DROPPED, **{"fabrictap.finding.loss.reason": "queue"})
+        == 2000 - MAX_WAITING
+    )
 
 
 def test_a_detector_that_fails_costs_itself_and_is_said_once(says, caplog):
@@ -195,7 +198,11 @@ def test_findings_are_log_events_of_otlp(house, says):
     (resource,) = ExportLogsServiceRequest.FromString(request.body).resource_logs
     assert resource.resource.attributes[0].value.string_value == "fabrictap"
     (log,) = resource.scope_logs[0].log_records
-    assert (log.event_name, log.severity_number, log.severity_text) == ("fabrictap.finding.raised", 13, "WARN")
+    assert (log.event_name, log.severity_number, log.severity_text) == (
+        "fabrictap.finding.raised",
+        13,
+        "WARN",
+    )
     assert (log.body.string_value, log.time_unix_nano) == ("something", house.now)
     line = json.loads(logs_line(request.body))
     (told,) = line["resourceLogs"][0]["scopeLogs"][0]["logRecords"]
@@ -214,7 +221,10 @@ def test_many_log_events_are_split_and_stay_in_order(house, says):
     ids = [
         attribute.value.string_value
         for request in requests
-        for log in ExportLogsServiceRequest.FromString(request.body).resource_logs[0].scope_logs[0].log_records
+        for log in ExportLogsServiceRequest.FromString(request.body)
+        .resource_logs[0]
+        .scope_logs[0]
+        .log_records
         for attribute in log.attributes
         if attribute.key == "fabrictap.finding.id"
     ]

@@ -12,6 +12,8 @@ from fabrictap.insight.findings import Finding, Severity
 from fabrictap.series import Series
 
 _WINDOW_NS = 60 * 10**9
+#: Ports that are remembered while they have no series: a device that is reset comes back slower, or not.
+_MOST_PORTS = 1024
 #: Of these one is too many: the link was lost or trained anew (IBTA 16.1.3.5, PortCounters).
 _EVENTS = frozenset({"link_downed", "link_error_recovery", "local_link_integrity_errors"})
 #: Counters of repeated packets and of requests for them, by driver: mlx5, mlx4, bnxt_re, irdma, rxe, efa.
@@ -123,8 +125,8 @@ class Links:
                     since_ns=self._was_up[hw_id],
                     attributes=_port(attributes),
                 )
-        for gone in self._was_up.keys() - up.keys():
-            del self._was_up[gone]
+        if len(self._was_up) > _MOST_PORTS:
+            self._was_up = {hw_id: since for hw_id, since in self._was_up.items() if hw_id in up}
 
     def _speeds(self, now_ns: int, context: Context) -> Iterator[Finding]:
         seen = set()
@@ -152,8 +154,8 @@ class Links:
                 since_ns,
                 _port(attributes),
             )
-        for gone in self._speed.keys() - seen:
-            del self._speed[gone]
+        if len(self._speed) > _MOST_PORTS:
+            self._speed = {hw_id: speed for hw_id, speed in self._speed.items() if hw_id in seen}
 
 
 def _counted(kind: catalog.Finding, series: Series, name: str, increase: int, limit: float) -> Finding:

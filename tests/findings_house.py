@@ -1,4 +1,4 @@
-"""A node without sources for the tests of findings: ledger, series and detectors, and a clock that they set."""
+"""A node without sources for tests of findings: ledger, series and detectors, and a clock that they set."""
 
 from __future__ import annotations
 
@@ -100,7 +100,7 @@ class House:
     def process(self, pid: int, name: str = "app", workload: Workload = NONE) -> None:
         self.ledger.processes.put(Process(pid, name, 1.0, pid, workload))
 
-    def connect(
+    def connect(  # noqa: PLR0917 - what a connection is
         self,
         qpn: int,
         pid: int | None = 1,

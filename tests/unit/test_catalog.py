@@ -46,7 +46,9 @@ def test_an_attribute_has_one_meaning():
     assert set(used) == {attribute.name for attribute in attributes}, "an attribute that nothing has"
 
 
-@pytest.mark.parametrize("thing", [*catalog.metrics(), *catalog.spans(), *catalog.events()], ids=lambda thing: thing.name)
+@pytest.mark.parametrize(
+    "thing", [*catalog.metrics(), *catalog.spans(), *catalog.events()], ids=lambda thing: thing.name
+)
 def test_nothing_has_an_attribute_twice_or_no_meaning(thing):
     names = [attribute.name for attribute in thing.attributes]
     assert len(names) == len(set(names))
@@ -103,7 +105,8 @@ def strings(path):
 
 
 def test_the_code_uses_no_name_that_the_catalog_does_not_have():
-    known = {thing.name for thing in (*catalog.metrics(), *catalog.spans(), *catalog.attributes(), *catalog.events())}
+    things = (*catalog.metrics(), *catalog.spans(), *catalog.attributes(), *catalog.events())
+    known = {thing.name for thing in things}
     modules = {
         ".".join(path.relative_to(PACKAGE.parent).with_suffix("").parts) for path in PACKAGE.rglob("*.py")
     }

@@ -1,5 +1,7 @@
 """Each detector: what makes it speak, and what must not."""
 
+import os
+
 import pytest
 
 from fabrictap import catalog
@@ -47,7 +49,7 @@ class Dim(House):
         return made
 
 
-def victim(house, qpn=7, pid=42, name="victim", state="rtr", size=GiB, workload=TRAIN, **more):
+def victim(house, qpn=7, pid=42, name="victim", *, state="rtr", size=GiB, workload=TRAIN, **more):
     house.process(pid, name, workload)
     house.register(pid * 100 + qpn, pid, size)
     return house.connect(qpn, pid, state, THERE, **more)
@@ -513,8 +515,6 @@ def test_a_recording_that_is_replaced_and_a_configuration_that_changes_are_told(
 
 
 def test_a_fifo_in_the_place_of_the_configuration_does_not_hang(tmp_path):
-    import os
-
     path = tmp_path / "c"
     path.write_text("")
     file = WatchedFile("configuration", str(path), content=True)

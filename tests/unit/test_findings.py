@@ -1,4 +1,4 @@
-"""The board of findings: told once, again when worse, ended once; bounded; and as OTLP and in the recording."""
+"""The board of findings: told once, again when worse, ended once; bounded; as OTLP and in the recording."""
 
 import json
 

@@ -39,7 +39,6 @@ _DARK = "dark"
 _UNKNOWN = "unknown"
 #: Pairs judged in one look.
 _SLICE = 512
-_DAY = "day"
 
 
 @dataclass(slots=True)
@@ -130,9 +129,9 @@ class Egress:
         if pair.workload.startswith(f"{_DARK}:"):
             if pair.peer == ALL:
                 return None
-            return self._over(pair, _DAY, floor, 0, Severity.WARN) or self._trickle(pair, floor)
+            return self._over(pair, floor, 0) or self._trickle(pair, floor)
         if budget is not None and pair.peer != ALL:
-            return self._over(pair, _DAY, budget, None, Severity.WARN)
+            return self._over(pair, budget, None)
         days_known = pair.hour // 24 - known.first_hour // 24
         days_paired = pair.hour // 24 - pair.first_hour // 24
         if pair.peer == ALL:
@@ -155,22 +154,22 @@ class Egress:
         past = pair.past_days(days)
         limit, usual = _limit(past, floor, times)
         if pair.today > limit:
-            return self._over(pair, _DAY, limit, usual, Severity.WARN)
+            return self._finding(pair, "today", pair.today, limit, usual, 86400)
         if past[0] > limit_without_first(past, floor, times):
-            return self._finding(pair, "yesterday", past[0], limit, usual, 86400, Severity.WARN)
+            return self._finding(pair, "yesterday", past[0], limit, usual, 86400)
         older = past[6:]
         if len(older) >= learn:
             limit, usual = _limit(older, floor, times)
             week, most = pair.today + sum(past[:6]), 2 * floor + 7 * (limit - floor if limit > floor else 0)
             if week > most:
-                return self._finding(pair, "a week", week, most, 7 * usual, 7 * 86400, Severity.WARN)
+                return self._finding(pair, "a week", week, most, 7 * usual, 7 * 86400)
         return None
 
     def _month(self, pair: Pair, floor: int) -> Finding | None:
         month = pair.today + sum(pair.past_days(DAYS - 1))
         if month <= 4 * floor:
             return None
-        return self._finding(pair, "four weeks", month, 4 * floor, 0, DAYS * 86400, Severity.WARN)
+        return self._finding(pair, "four weeks", month, 4 * floor, 0, DAYS * 86400)
 
     def _trickle(self, pair: Pair, floor: int) -> Finding | None:
         if pair.hour - pair.first_hour < _TRICKLE_HOURS:
@@ -186,15 +185,13 @@ class Egress:
         if middle > _MOST_AN_HOUR or not steady:
             return None
         what = f"three days, about {size_text(middle)} in every hour,"
-        return self._finding(
-            pair, what, sum(hours), floor, None, _TRICKLE_HOURS * 3600, Severity.WARN, "trickle"
-        )
+        return self._finding(pair, what, sum(hours), floor, None, _TRICKLE_HOURS * 3600, "trickle")
 
-    def _over(
-        self, pair: Pair, period: str, limit: float, usual: float | None, severity: Severity
-    ) -> Finding | None:
-        if pair.today > limit:
-            return self._finding(pair, "today", pair.today, limit, usual, 86400, severity, period)
+    def _over(self, pair: Pair, limit: float, usual: float | None) -> Finding | None:
+        """What was over the limit yesterday is still told today: midnight ends nothing."""
+        for when, size in (("today", pair.today), ("yesterday", pair.past_days(1)[0])):
+            if size > limit:
+                return self._finding(pair, when, size, limit, usual, 86400)
         return None
 
     def _finding(  # noqa: PLR0917 - what a title is made of
@@ -205,8 +202,7 @@ class Egress:
         limit: float,
         usual: float | None,
         seconds: int,
-        severity: Severity,
-        key: str | None = None,
+        key: str = "volume",
     ) -> Finding:
         source = self._sources.get(pair.workload)
         attributes = dict(source.identity) if source is not None else {}
@@ -220,10 +216,10 @@ class Egress:
         to = {ALL: "all peers together", OTHERS: "many peers", _UNKNOWN: "unknown peers"}
         return Finding(
             catalog.SLOW_EGRESS,
-            severity,
+            Severity.WARN,
             f"{pair.workload} sent {size_text(size)} to {to.get(pair.peer, pair.peer)} in {period} "
             f"(limit {size_text(limit)})",
-            (pair.workload, pair.peer, key or "past"),
+            (pair.workload, pair.peer, key),
             size,
             "By",
             limit,

@@ -142,6 +142,8 @@ setup(
             extension("counters", []),
             extension("ring", ["m"]),
             extension("points", []),
+            extension("nvml", []),
+            extension("dcgm", ["dl"]),
             extension("connections", []),
             extension("posts", []),
             extension("fold", []),

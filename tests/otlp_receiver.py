@@ -22,6 +22,7 @@ class Receiver(grpc.GenericRpcHandler):
         self.answers = []
         self.bodies = []
         self.calls = []
+        self.says = "because"
         self.gate = threading.Event()
         self.gate.set()
         self.server = None
@@ -42,7 +43,7 @@ class Receiver(grpc.GenericRpcHandler):
         code, details = answer
         if details is not None:
             context.set_trailing_metadata((("grpc-status-details-bin", details),))
-        context.abort(code, "because")
+        context.abort(code, self.says)
         return None
 
     def start(self, address, credentials=None):

@@ -4,8 +4,8 @@ Names, units, kinds and meanings stand here alone. Code refers to the constants 
 dashboards and tests are generated from this table or checked against it.
 
 Names follow OpenTelemetry semantic conventions 1.44 where one exists (``hw.*``, ``process.*``,
-``network.*``, ``otel.sdk.*``). There is no convention for RDMA; ``rdma.*`` is ours, and
-``fabrictap.*`` is what the agent says about itself.
+``network.*``, ``otel.sdk.*``). There is no convention for RDMA, nor for what a GPU's links are:
+``rdma.*`` and ``gpu.*`` are ours, and ``fabrictap.*`` is what the agent says about itself.
 """
 
 from __future__ import annotations
@@ -88,14 +88,34 @@ class Finding:
 
 # --- attributes -----------------------------------------------------------------------------------
 
-HW_ID = Attribute("hw.id", str, "The RDMA port, unique on the node: DEVICE/PORT, as in mlx5_0/1")
-HW_TYPE = Attribute("hw.type", str, "Kind of hardware component", ("network",))
+HW_ID = Attribute(
+    "hw.id",
+    str,
+    "What it is about, unique on the node: an RDMA port is DEVICE/PORT, as in mlx5_0/1, a GPU GPU-<uuid>, a "
+    "MIG device MIG-<uuid>, a MIG GPU instance that is not one MIG device GPU-<uuid>/gi<number>, an NVSwitch "
+    "nvswitch/<number>, a CPU that DCGM watches cpu/<number>",
+)
+HW_TYPE = Attribute("hw.type", str, "Kind of hardware component", ("network", "gpu", "cpu"))
 HW_NAME = Attribute("hw.name", str, "Network interface that the port belongs to, where there is one")
-HW_PARENT = Attribute("hw.parent", str, "RDMA device that the port belongs to")
-HW_MODEL = Attribute("hw.model", str, "Board id or HCA type as the driver reports it")
-HW_FIRMWARE = Attribute("hw.firmware_version", str, "Firmware version as the driver reports it")
+HW_PARENT = Attribute(
+    "hw.parent", str, "RDMA device that the port belongs to; of a MIG device, the hw.id of its GPU"
+)
+HW_MODEL = Attribute("hw.model", str, "Board id or HCA type, or product name, as the driver reports it")
+HW_FIRMWARE = Attribute("hw.firmware_version", str, "Firmware (of a GPU: VBIOS) as the driver reports it")
+HW_SERIAL = Attribute("hw.serial_number", str, "Serial number as the driver reports it")
+HW_DRIVER = Attribute("hw.driver_version", str, "Version of the driver")
+HW_STATE = Attribute(
+    "hw.state",
+    str,
+    "ok; degraded: the GPU works but asks for a reset or has memory or links that failed; failed: it is "
+    "lost, its calls hang, or it asks to be replaced",
+    ("ok", "degraded", "failed"),
+)
 ERROR_TYPE = Attribute(
-    "error.type", str, "Name of the counter file that counts this error, or of the failure"
+    "error.type",
+    str,
+    "Name of the counter file that counts this error, or of the failure; of a GPU, its kind: ecc_corrected, "
+    "nvlink_replay, pcie_fatal, xid_79 and the like",
 )
 IO_DIRECTION = Attribute(
     "network.io.direction", str, "Direction seen from this node", ("receive", "transmit")
@@ -206,6 +226,116 @@ RDMA_FLOW_IDENTITY = Attribute(
     "exact: the trace id was computed from both ends and meets the peer's; local: the connection is "
     "older than the agent, its first PSN is unknown and the trace id is this node's own",
     ("exact", "local"),
+)
+
+GPU_INTERCONNECT = Attribute("gpu.interconnect", str, "What the bytes moved over", ("nvlink", "pcie", "c2c"))
+GPU_LINK = Attribute("gpu.nvlink.link", int, "Number of the NVLink on its GPU, from 0")
+GPU_LINK_COUNTER = Attribute(
+    "gpu.nvlink.counter",
+    str,
+    "data: payload, no headers; port: what the NVLink 5 port counts, where the driver has no data counter",
+    ("data", "port"),
+)
+GPU_REMOTE_TYPE = Attribute(
+    "gpu.nvlink.remote.type", str, "What is at the other end of the link", ("gpu", "switch", "npu", "unknown")
+)
+GPU_REMOTE_PCI = Attribute("gpu.nvlink.remote.pci.address", str, "PCI address of the other end")
+GPU_REMOTE_ID = Attribute(
+    "gpu.nvlink.remote.gpu", str, "hw.id of the other end where it is a GPU of this node"
+)
+GPU_REMOTE_LINK = Attribute("gpu.nvlink.remote.link", int, "Number of the link at the other end")
+GPU_INDEX = Attribute("gpu.index", int, "Number of the GPU in NVML's order, as nvidia-smi shows it")
+GPU_PCI = Attribute("gpu.pci.address", str, "PCI address as sysfs writes it, 0000:1b:00.0")
+GPU_NUMA = Attribute("gpu.numa.node", int, "NUMA node that the GPU is attached to")
+GPU_RDMA = Attribute(
+    "gpu.rdma.devices",
+    str,
+    "RDMA devices nearest to the GPU by PCI, separated by commas, as in mlx5_0,mlx5_1",
+)
+GPU_RDMA_DISTANCE = Attribute(
+    "gpu.rdma.distance",
+    str,
+    "How near: below the same PCIe switch, the same host bridge, on the same NUMA node, or elsewhere",
+    ("switch", "host_bridge", "numa", "system"),
+)
+GPU_MEMORY_SPAN = Attribute(
+    "gpu.ecc.span",
+    str,
+    "volatile: since the driver was loaded; aggregate: over the life of the GPU",
+    ("volatile", "aggregate"),
+)
+GPU_SENSOR = Attribute("hw.sensor_location", str, "Where it is measured", ("gpu", "memory"))
+GPU_THROTTLE_REASON = Attribute(
+    "gpu.clocks.reason",
+    str,
+    "Why the clocks are not higher, as NVML names it",
+    (
+        "gpu_idle",
+        "application_clocks",
+        "sw_power_cap",
+        "hw_slowdown",
+        "sync_boost",
+        "sw_thermal",
+        "hw_thermal",
+        "hw_power_brake",
+        "display_clocks",
+    ),
+)
+GPU_FABRIC_STATE = Attribute(
+    "gpu.fabric.state",
+    str,
+    "Registration of the GPU with the fabric manager",
+    ("not_supported", "not_started", "in_progress", "completed"),
+)
+GPU_ROW_REMAP = Attribute(
+    "gpu.row_remap.state",
+    str,
+    "pending: a reset is needed to put a row out of use; failed: no spare row was left",
+    ("pending", "failed"),
+)
+GPU_BIT_ERROR_KIND = Attribute(
+    "gpu.nvlink.bit_error.kind",
+    str,
+    "symbol: before error correction; effective: what is left after it",
+    ("symbol", "effective"),
+)
+NVSWITCH_LINK = Attribute("gpu.nvswitch.link", int, "Number of the link on its NVSwitch, from 0")
+GPU_PROCESS_TYPE = Attribute(
+    "gpu.process.type", str, "What the process uses the GPU for", ("compute", "graphics", "mps")
+)
+PROVIDER = Attribute(
+    "fabrictap.provider",
+    str,
+    "Who delivered the figure: the driver's field values and calls, its GPM samples, or a DCGM host engine. "
+    "The best that can is taken, and never two of them at once",
+    ("nvml", "gpm", "dcgm"),
+)
+METRIC_NAME = Attribute("fabrictap.metric", str, "Name of a metric of this catalog")
+UNAVAILABLE = Attribute(
+    "fabrictap.unavailable.reason",
+    str,
+    "Why the provider cannot deliver the figure",
+    (
+        "gpu_lost",
+        "hung",
+        "driver_not_loaded",
+        "library_missing",
+        "version_mismatch",
+        "not_connected",
+        "no_permission",
+        "paused",
+        "in_use",
+        "timeout",
+        "stale",
+        "blank",
+        "no_data",
+        "not_watched",
+        "function_not_found",
+        "module_not_loaded",
+        "error",
+        "not_supported",
+        "waiting",
+    ),
 )
 
 PROCESS_PID = Attribute("process.pid", int, "Process id in the agent's pid namespace; absent for the kernel")
@@ -324,6 +454,8 @@ TABLE = Attribute(
         "processes",
         "flows",
         "spans",
+        "gpus",
+        "gpu_figures",
         "identities",
         "device_assignments",
     ),
@@ -354,6 +486,9 @@ FINDING_KIND = Attribute(
         "link_errors",
         "link_degraded",
         "retransmissions",
+        "gpu_shared",
+        "mig_changed",
+        "confidential_off",
     ),
 )
 FINDING_SEVERITY = Attribute(
@@ -411,6 +546,8 @@ CPU_MODE = Attribute("cpu.mode", str, "Where the time was spent", ("user", "syst
 ON_ANY_COUNTER = (METRIC_OVERFLOW,)
 
 _PORT = (HW_ID, HW_NAME, HW_PARENT, RDMA_LINK_LAYER)
+_GPU = (HW_ID, HW_PARENT, PROVIDER)
+_LINK = (*_GPU, GPU_LINK, GPU_REMOTE_TYPE, GPU_REMOTE_PCI, GPU_REMOTE_ID, GPU_REMOTE_LINK)
 _PROCESS = (
     PROCESS_PID,
     PROCESS_EXE,
@@ -476,8 +613,12 @@ ERRORS = Metric(
     "hw.errors",
     Kind.COUNTER,
     "{error}",
-    "Errors and discards that the port counted; error.type is the counter's file name",
-    (*_PORT, HW_TYPE, ERROR_TYPE, IO_DIRECTION),
+    "Errors and discards that a port or a GPU counted; hw.type says which. Of a port, error.type is the "
+    "counter's file name. Of a GPU: ecc_corrected and ecc_uncorrected (gpu.ecc.span), row_remap_corrected "
+    "and row_remap_uncorrected (rows put out of use), pcie_replay, pcie_correctable, pcie_non_fatal, "
+    "pcie_fatal, nvlink_* by link (from DCGM: of all links), and xid_N: driver errors (XIDs) since the agent "
+    "came. Of an NVSwitch: nvswitch_* by link, sxid_N and sxid_fatal_N likewise",
+    (*_PORT, HW_TYPE, ERROR_TYPE, IO_DIRECTION, GPU_MEMORY_SPAN, GPU_LINK, NVSWITCH_LINK, PROVIDER),
     Standard.SEMCONV,
 )
 PORT_COUNTER = Metric(
@@ -509,6 +650,232 @@ PORT_UNCERTAIN = Metric(
     "By",
     "Bytes of the port that may be headers, other traffic of its interface, or payload that nobody asked for",
     (HW_ID, HW_PARENT, IO_DIRECTION),
+)
+
+# --- GPUs -----------------------------------------------------------------------------------------
+
+GPU_IO = Metric(
+    "hw.gpu.io",
+    Kind.COUNTER,
+    "By",
+    "Bytes that the GPU moved: transmit leaves it, receive comes in. NVLink: the sum over its links of "
+    "gpu.nvlink.io",
+    (*_GPU, GPU_INTERCONNECT, IO_DIRECTION),
+    Standard.SEMCONV,
+    rates=True,
+)
+NVLINK_IO = Metric(
+    "gpu.nvlink.io",
+    Kind.COUNTER,
+    "By",
+    "Bytes that one NVLink moved, without headers where gpu.nvlink.counter is data",
+    (*_LINK, IO_DIRECTION, GPU_LINK_COUNTER),
+    rates=True,
+)
+NVLINK_RAW_IO = Metric(
+    "gpu.nvlink.raw.io",
+    Kind.COUNTER,
+    "By",
+    "Bytes that one NVLink moved, headers included",
+    (*_LINK, IO_DIRECTION),
+)
+NVLINK_PACKETS = Metric(
+    "gpu.nvlink.packets",
+    Kind.COUNTER,
+    "{packet}",
+    "Packets that one NVLink moved (NVLink 5 and later)",
+    (*_LINK, IO_DIRECTION),
+)
+GPU_THROUGHPUT = Metric(
+    "gpu.throughput",
+    Kind.GAUGE,
+    "By/s",
+    "What hw.gpu.io counts, as a rate that the provider measured, where nobody has the counter",
+    (*_GPU, GPU_INTERCONNECT, IO_DIRECTION),
+)
+NVLINK_THROUGHPUT = Metric(
+    "gpu.nvlink.throughput",
+    Kind.GAUGE,
+    "By/s",
+    "What gpu.nvlink.io counts, as a rate that the provider measured, where nobody has the counter",
+    (*_LINK, IO_DIRECTION),
+)
+NVLINK_UP = Metric(
+    "gpu.nvlink.up", Kind.UPDOWNCOUNTER, "{link}", "1 while the NVLink is active, else 0", _LINK
+)
+NVLINK_LIMIT = Metric(
+    "gpu.nvlink.bandwidth.limit",
+    Kind.UPDOWNCOUNTER,
+    "By/s",
+    "Speed of an active NVLink, in each direction",
+    _LINK,
+)
+NVLINK_BIT_ERRORS = Metric(
+    "gpu.nvlink.bit_error.ratio",
+    Kind.GAUGE,
+    "1",
+    "Bit errors over bits, over all NVLinks of the GPU (NVLink 5 and later)",
+    (*_GPU, GPU_BIT_ERROR_KIND),
+)
+NVSWITCH_TRAFFIC = Metric(
+    "gpu.nvswitch.traffic",
+    Kind.COUNTER,
+    "{count}",
+    "The NVSwitch's own throughput counter, summed over its links. What one count is worth depends on the "
+    "library below DCGM and is not documented: good to compare links and times, not for bytes",
+    (HW_ID, PROVIDER, IO_DIRECTION),
+)
+NVSWITCH_LINK_TRAFFIC = Metric(
+    "gpu.nvswitch.link.traffic",
+    Kind.COUNTER,
+    "{count}",
+    "The same of one link of the NVSwitch",
+    (HW_ID, PROVIDER, NVSWITCH_LINK, IO_DIRECTION),
+)
+NVSWITCH_LINK_UP = Metric(
+    "gpu.nvswitch.link.up",
+    Kind.UPDOWNCOUNTER,
+    "{link}",
+    "1 while the link of the NVSwitch is active, else 0; links that were never active are left out",
+    (HW_ID, PROVIDER, NVSWITCH_LINK),
+)
+PCIE_LIMIT = Metric(
+    "gpu.pcie.bandwidth.limit",
+    Kind.UPDOWNCOUNTER,
+    "By/s",
+    "What the GPU's PCIe link carries in each direction at its current generation and width (idle GPUs go to "
+    "a lower generation), line code taken off, packet headers not",
+    _GPU,
+)
+GPU_MEMORY_LIMIT = Metric(
+    "hw.gpu.memory.limit", Kind.UPDOWNCOUNTER, "By", "Memory of the GPU", _GPU, Standard.SEMCONV
+)
+GPU_MEMORY_USAGE = Metric(
+    "hw.gpu.memory.usage", Kind.UPDOWNCOUNTER, "By", "Memory in use", _GPU, Standard.SEMCONV
+)
+GPU_MEMORY_UTILIZATION = Metric(
+    "hw.gpu.memory.utilization", Kind.GAUGE, "1", "Memory in use, of all", _GPU, Standard.SEMCONV
+)
+GPU_MEMORY_BANDWIDTH = Metric(
+    "gpu.memory.bandwidth.utilization",
+    Kind.GAUGE,
+    "1",
+    "Memory (DRAM) bandwidth in use, of the most that it has: traffic of the GPU's own and of others alike",
+    _GPU,
+)
+GPU_BAR1_LIMIT = Metric(
+    "gpu.bar1.limit",
+    Kind.UPDOWNCOUNTER,
+    "By",
+    "Size of BAR1, the window through which other PCIe devices (GPUDirect RDMA) and the CPU reach GPU memory",
+    _GPU,
+)
+GPU_BAR1_USAGE = Metric("gpu.bar1.usage", Kind.UPDOWNCOUNTER, "By", "BAR1 in use", _GPU)
+GPU_UTILIZATION = Metric(
+    "hw.gpu.utilization",
+    Kind.GAUGE,
+    "1",
+    "Part of the driver's last sample period in which a kernel ran",
+    _GPU,
+    Standard.SEMCONV,
+)
+GPU_POWER = Metric("hw.power", Kind.GAUGE, "W", "Power drawn", (*_GPU, HW_TYPE), Standard.SEMCONV)
+GPU_ENERGY = Metric(
+    "hw.energy",
+    Kind.COUNTER,
+    "J",
+    "Energy used since the driver was loaded",
+    (*_GPU, HW_TYPE),
+    Standard.SEMCONV,
+)
+GPU_TEMPERATURE = Metric(
+    "hw.temperature", Kind.GAUGE, "Cel", "Temperature", (*_GPU, HW_TYPE, GPU_SENSOR), Standard.SEMCONV
+)
+HW_STATUS = Metric(
+    "hw.status",
+    Kind.UPDOWNCOUNTER,
+    "1",
+    "1 for the state that the GPU is in, 0 for the others",
+    (HW_ID, HW_TYPE, HW_STATE, PROVIDER),
+    Standard.SEMCONV,
+)
+GPU_PRESENT = Metric(
+    "gpu.present",
+    Kind.UPDOWNCOUNTER,
+    "{gpu}",
+    "1 for each GPU and each MIG device, with what is known of it",
+    (
+        HW_ID,
+        HW_PARENT,
+        HW_MODEL,
+        HW_SERIAL,
+        HW_FIRMWARE,
+        HW_DRIVER,
+        GPU_INDEX,
+        GPU_PCI,
+        GPU_NUMA,
+        GPU_RDMA,
+        GPU_RDMA_DISTANCE,
+    ),
+)
+GPU_CLOCKS_REASON = Metric(
+    "gpu.clocks.limited",
+    Kind.UPDOWNCOUNTER,
+    "{gpu}",
+    "1 while the reason keeps the clocks down, else 0",
+    (*_GPU, GPU_THROTTLE_REASON),
+)
+GPU_ROW_REMAPPING = Metric(
+    "gpu.row_remap",
+    Kind.UPDOWNCOUNTER,
+    "{gpu}",
+    "1 while rows of memory are in this state, else 0",
+    (*_GPU, GPU_ROW_REMAP),
+)
+GPU_FABRIC = Metric(
+    "gpu.fabric",
+    Kind.UPDOWNCOUNTER,
+    "{gpu}",
+    "1 for the GPU, in its current state; until it is completed, NVLink through switches does not work",
+    (*_GPU, GPU_FABRIC_STATE),
+)
+GPU_MIG_MODE = Metric(
+    "gpu.mig.mode", Kind.UPDOWNCOUNTER, "{gpu}", "1 while the GPU is split by MIG, else 0", _GPU
+)
+GPU_CONFIDENTIAL = Metric(
+    "gpu.confidential_computing",
+    Kind.UPDOWNCOUNTER,
+    "{gpu}",
+    "1 while confidential computing is on, else 0: peer traffic is then encrypted or not possible",
+    _GPU,
+)
+GPU_PROCESS_MEMORY = Metric(
+    "gpu.process.memory.usage",
+    Kind.UPDOWNCOUNTER,
+    "By",
+    "Memory that a process holds on a GPU or MIG device",
+    (HW_ID, HW_PARENT, *_PROCESS, GPU_PROCESS_TYPE),
+)
+GPU_PROCESSES = Metric(
+    "gpu.process.count",
+    Kind.UPDOWNCOUNTER,
+    "{process}",
+    "Processes that use the GPU or MIG device",
+    (HW_ID, HW_PARENT),
+)
+GPU_CONTAINERS = Metric(
+    "gpu.container.count",
+    Kind.UPDOWNCOUNTER,
+    "{container}",
+    "Containers whose processes use the GPU or MIG device: above 1, they share it",
+    (HW_ID, HW_PARENT),
+)
+GPU_MPS = Metric(
+    "gpu.mps.server",
+    Kind.UPDOWNCOUNTER,
+    "{server}",
+    "MPS servers on the GPU: with one, processes share its address space and errors",
+    (HW_ID, HW_PARENT),
 )
 
 # --- metrics: what software asked for -------------------------------------------------------------
@@ -617,7 +984,11 @@ DEVICE_ASSIGNMENT = Metric(
 # --- metrics: the agent itself --------------------------------------------------------------------
 
 SOURCE_UP = Metric(
-    "fabrictap.source.up", Kind.UPDOWNCOUNTER, "{source}", "1 while the source delivers, else 0", (SOURCE,)
+    "fabrictap.source.up",
+    Kind.UPDOWNCOUNTER,
+    "{source}",
+    "1 while the source delivers, else 0; none where what it reads is not here and was not asked for",
+    (SOURCE,),
 )
 SOURCE_DURATION = Metric(
     "fabrictap.source.sample.duration",
@@ -639,6 +1010,20 @@ PROBE_ATTACHED = Metric(
     "{probe}",
     "Attachments of each BPF program; 0 where it could not be attached",
     (PROBE, PROBE_METHOD),
+)
+METRIC_AVAILABLE = Metric(
+    "fabrictap.gpu.metric.available",
+    Kind.UPDOWNCOUNTER,
+    "{gpu}",
+    "GPUs and MIG devices for which the provider can deliver the metric",
+    (PROVIDER, METRIC_NAME),
+)
+METRIC_UNAVAILABLE = Metric(
+    "fabrictap.gpu.metric.unavailable",
+    Kind.UPDOWNCOUNTER,
+    "{gpu}",
+    "GPUs and MIG devices for which it cannot, and why",
+    (PROVIDER, METRIC_NAME, UNAVAILABLE),
 )
 RECORDS = Metric(
     "fabrictap.record.received", Kind.COUNTER, "{record}", "Records read from the BPF ring buffer", (SOURCE,)
@@ -914,6 +1299,24 @@ RETRANSMISSIONS = Finding(
     "A port repeats packets, or asks for repeats, faster than it should",
     "Short bursts happen when paths change",
     "Look for loss in the fabric: priority flow control, ECN, a bad cable; a peer that is too slow (RNR).",
+)
+GPU_SHARED = Finding(
+    "gpu_shared",
+    "A GPU that MIG does not split is used by several tenants, or by pods or jobs that no policy calls one",
+    "Time slicing and MPS share a GPU on purpose",
+    "Check that those who share it may: memory and timing of one can be probed by the other. Use MIG.",
+)
+MIG_CHANGED = Finding(
+    "mig_changed",
+    "The MIG devices of a GPU are others than before",
+    "A scheduler that makes MIG devices on demand does this with each job",
+    "Find out who split the GPU anew, and whether workloads still have the isolation they were promised.",
+)
+CONFIDENTIAL_OFF = Finding(
+    "confidential_off",
+    "Confidential computing was on for a GPU and is off",
+    "An administrator may have set it so",
+    "Take workloads that need it off the node; find out who changed it. It takes a reset of the GPU.",
 )
 
 _FINDING = (

@@ -96,6 +96,38 @@ class Verbs(Section):
     post_memory: Size = Size(64 << 20)
 
 
+class Nvml(Section):
+    enabled: bool = True
+    #: The driver's library, a name that the loader finds or a path.
+    library: str = "libnvidia-ml.so.1"
+    #: How often the counters of NVLink and PCIe are read; 0 with ``interval`` only. Stretched by itself
+    #: where reading costs more than it may.
+    fast_interval: Duration = Duration(0.1)
+    #: Everything else: memory, links, errors, power, states.
+    interval: Duration = Duration(10.0)
+    #: Processes and their memory: the driver takes milliseconds and its global lock to list them.
+    process_interval: Duration = Duration(30.0)
+    #: GPM samples (Hopper and later): memory bandwidth, and counters that the driver has there only.
+    gpm: bool = True
+    #: Wait for driver errors (XIDs).
+    xid: bool = True
+
+
+class Dcgm(Section):
+    #: auto: where there is a library and an engine; on: it is missed where there is none.
+    enabled: Literal["auto", "on", "off"] = "auto"
+    #: Of the host engine: ``host``, ``host:port``, ``tcp://...``, ``unix:///path`` or ``vsock://...``.
+    address: str = "localhost:5555"
+    #: libdcgm, a name that the loader finds or a path; libdcgm.so.4, then libdcgm.so.3 without.
+    library: str | None = None
+    interval: Duration = Duration(10.0)
+    #: For connecting.
+    timeout: Duration = Duration(5.0)
+    #: Whether profiling fields are watched; ``auto``: on GPUs whose counters several may use (Hopper and
+    #: later). What another client of the engine watches is read in any case.
+    profiling: Literal["auto", "on", "off"] = "auto"
+
+
 class Kubelet(Section):
     """Names of pods and containers and who has which device."""
 
@@ -118,6 +150,8 @@ class Sources(Section):
     infiniband: Infiniband = msgspec.field(default_factory=Infiniband)
     rdma_netlink: RdmaNetlink = msgspec.field(default_factory=RdmaNetlink)
     verbs: Verbs = msgspec.field(default_factory=Verbs)
+    nvml: Nvml = msgspec.field(default_factory=Nvml)
+    dcgm: Dcgm = msgspec.field(default_factory=Dcgm)
     kubelet: Kubelet = msgspec.field(default_factory=Kubelet)
 
 
@@ -198,6 +232,8 @@ class Limits(Section):
     memory_regions: int = 65536
     contexts: int = 4096
     processes: int = 4096
+    #: GPUs and MIG instances together.
+    gpus: int = 128
     finished_spans: int = 4096
     #: Different sets of process and workload attributes on series; beyond it detail is left out.
     identities: int = 2048
@@ -482,8 +518,9 @@ def _value(wanted: Any, raw: Any) -> Any:
         return parse_duration(raw) if isinstance(raw, str) else _unitless("duration", "10s", raw)
     if wanted in (Size, Size | None):
         return _size(raw, optional=wanted is not Size)
-    if raw is False and typing.get_origin(wanted) is Literal and "off" in typing.get_args(wanted):
-        return "off"  # YAML 1.1 reads a bare off as a boolean
+    if isinstance(raw, bool) and typing.get_origin(wanted) is Literal:
+        word = "on" if raw else "off"  # YAML 1.1 reads a bare on or off as a boolean
+        raw = word if word in typing.get_args(wanted) else raw
     text = isinstance(raw, _Text)
     if text:
         members = typing.get_args(wanted) if isinstance(wanted, types.UnionType) else ()
@@ -534,6 +571,10 @@ def _check(config: Config) -> None:
         ("sources.infiniband.interval", sources.infiniband.interval, 0.01),
         ("sources.rdma_netlink.interval", sources.rdma_netlink.interval, 0.1),
         ("sources.verbs.interval", sources.verbs.interval, 0.01),
+        ("sources.nvml.interval", sources.nvml.interval, 0.1),
+        ("sources.nvml.process_interval", sources.nvml.process_interval, 1.0),
+        ("sources.dcgm.interval", sources.dcgm.interval, 0.1),
+        ("sources.dcgm.timeout", sources.dcgm.timeout, 0.001),
         ("sources.kubelet.interval", sources.kubelet.interval, 1.0),
         ("export.interval", config.export.interval, 0.1),
         ("flows.window", config.flows.window, 1.0),
@@ -545,11 +586,13 @@ def _check(config: Config) -> None:
     ):
         if not least <= seconds <= 86400:
             raise ConfigError(f"{key}: expected between {least}s and 1d, got {seconds:g}s")
+    _check_nvml(sources.nvml)
     url = sources.kubelet.url
     if url is not None and not re.fullmatch(r"https?://[^/@\s]+(/[^\s]*)?", url):
         raise ConfigError(f"sources.kubelet.url: expected as in https://127.0.0.1:10250/pods, got {url!r}")
     _check_ring(config)
     _check_findings(config)
+    _check_dcgm(sources.dcgm)
     size = sources.verbs.event_buffer
     if not 4096 <= size <= 1 << 30 or size & (size - 1):
         raise ConfigError(
@@ -652,3 +695,22 @@ def _check_ring(config: Config) -> None:
             raise ConfigError(
                 f"sources.{name}.fast_interval: expected 0s (off) or from 10ms to the interval, got {fast:g}s"
             )
+
+
+def _check_dcgm(dcgm: Dcgm) -> None:
+    if not re.fullmatch(r"(?:tcp://|vsock://)?[^\s/\0]+|unix:///[^\0]+", dcgm.address):
+        raise ConfigError(
+            "sources.dcgm.address: expected host, host:port, unix:///path or vsock://cid:port, got "
+            f"{dcgm.address!r}"
+        )
+    if dcgm.library == "":
+        raise ConfigError("sources.dcgm.library: expected a file name or a path, got nothing")
+
+
+def _check_nvml(nvml: Nvml) -> None:
+    if nvml.fast_interval and not 0.01 <= nvml.fast_interval <= 60:
+        raise ConfigError(
+            f"sources.nvml.fast_interval: expected 0s (off) or from 0.01s to 60s, got {nvml.fast_interval:g}s"
+        )
+    if not nvml.library:
+        raise ConfigError("sources.nvml.library: expected a file name or a path, got nothing")

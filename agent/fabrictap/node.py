@@ -25,8 +25,11 @@ from fabrictap.ledger import Ledger, names
 from fabrictap.runner import Runner
 from fabrictap.selfwatch import SelfWatch
 from fabrictap.series import SeriesTable
+from fabrictap.sources import Expiring
+from fabrictap.sources.dcgm.source import Dcgm
 from fabrictap.sources.infiniband.source import Infiniband
 from fabrictap.sources.kubelet.source import Kubelet
+from fabrictap.sources.nvml.source import Nvml
 from fabrictap.sources.rdma_netlink.source import RdmaNetlink
 from fabrictap.sources.verbs.source import Verbs
 
@@ -69,6 +72,14 @@ class Node:
                 (
                     config.sources.rdma_netlink.enabled,
                     RdmaNetlink(config.sources.rdma_netlink, self.series, self.ledger),
+                ),
+                (
+                    config.sources.nvml.enabled,
+                    Nvml(config.sources.nvml, self.series, self.ledger, config.sources.infiniband.sysfs),
+                ),
+                (
+                    config.sources.dcgm.enabled != "off",
+                    Dcgm(config.sources.dcgm, self.series, self.ledger),
                 ),
                 # Last: a kubelet that hangs keeps nobody waiting.
                 (
@@ -177,6 +188,9 @@ class Node:
         with self._lock:
             now_ns = time.time_ns()
             self.ledger.flows.roll(now_ns)
+            for runner in self.runners:
+                if runner.hung is not None and isinstance(runner.source, Expiring):
+                    runner.source.hung(now_ns)
             self._inventory.fold(now_ns)
             self.detectors.fold(now_ns)
             self._identities.fold(now_ns)

@@ -15,7 +15,7 @@ from typing import Any
 from fabrictap import catalog
 from fabrictap.catalog import Event
 from fabrictap.journal import Journal
-from fabrictap.sources import FastSource, Source, SourceUnavailable
+from fabrictap.sources import FastSource, Source, SourceAbsent, SourceUnavailable
 
 _log = logging.getLogger(__name__)
 _FIRST_PAUSE = 1.0
@@ -34,6 +34,8 @@ class Runner:
         self._journal = journal
         #: Why the source does not deliver; None while it does. Starting counts as a reason.
         self.reason: str | None = "starting"
+        #: Whether what the source is about is not here and was not asked for.
+        self.absent = False
         self._durations: deque[float] = deque(maxlen=_MOST_DURATIONS)
         #: Seconds between two fast samples, as their cost lets it be; 0 for none.
         self.fast_interval = source.fast_interval if isinstance(source, FastSource) else 0.0
@@ -100,7 +102,7 @@ class Runner:
             self._timed(self.source.open)
             self._deliver()
         except SourceUnavailable as error:
-            self._down(str(error))
+            self._down(str(error), absent=isinstance(error, SourceAbsent))
         except Exception as error:  # noqa: BLE001 - a fault of one source must not end the agent
             self._fault(error)
         try:
@@ -127,6 +129,7 @@ class Runner:
                     self.source.name,
                 )
                 self.reason = None
+                self.absent = False
                 self.settled.set()
                 self.pause = None
             if last:
@@ -172,9 +175,12 @@ class Runner:
         _log.debug("where it failed:", exc_info=error)
         self._down(reason)
 
-    def _down(self, reason: str) -> None:
+    def _down(self, reason: str, *, absent: bool = False) -> None:
         if reason != self.reason:
-            _log.warning("source %s is off: %s", self.source.name, reason)
-            self._note(catalog.SOURCE_OFF, f"{self.source.name}: {reason}")
+            level = logging.DEBUG if absent else logging.WARNING
+            _log.log(level, "source %s is off: %s", self.source.name, reason)
+            if not absent:
+                self._note(catalog.SOURCE_OFF, f"{self.source.name}: {reason}")
         self.reason = reason
+        self.absent = absent
         self.settled.set()

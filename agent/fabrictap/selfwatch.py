@@ -9,7 +9,7 @@ import psutil
 from fabrictap import catalog
 from fabrictap.export.signals import ExportStats
 from fabrictap.runner import Runner
-from fabrictap.series import SeriesTable
+from fabrictap.series import Series, SeriesTable
 
 
 class SelfWatch:
@@ -18,13 +18,20 @@ class SelfWatch:
     def __init__(self, series: SeriesTable) -> None:
         self._series = series
         self._process = psutil.Process()
+        self._up: dict[str, Series] = {}
 
     def fold(self, runners: Iterable[Runner], stats: ExportStats, now_ns: int) -> None:
         """Read the agent's own state. ``now_ns``: nanoseconds since the epoch."""
         table = self._series
         for runner in runners:
             attributes = {catalog.SOURCE.name: runner.source.name}
-            table.series(catalog.SOURCE_UP, attributes, now_ns).set(int(runner.up), now_ns)
+            if runner.absent:
+                # not a source of this node
+                if (up := self._up.pop(runner.source.name, None)) is not None:
+                    table.end(up)
+                continue
+            up = self._up[runner.source.name] = table.series(catalog.SOURCE_UP, attributes, now_ns)
+            up.set(int(runner.up), now_ns)
             if durations := runner.take_durations():
                 histogram = table.series(catalog.SOURCE_DURATION, attributes, now_ns)
                 for duration in durations:

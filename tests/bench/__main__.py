@@ -7,7 +7,7 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
-from bench import agent, counters, export, exposition, fold, infiniband, ringbuffer, uprobe
+from bench import agent, counters, export, exposition, fold, infiniband, nvml, ringbuffer, uprobe
 from bench.result import Result, table, write
 
 PARTS: dict[str, Callable[[], list[Result]]] = {
@@ -16,6 +16,7 @@ PARTS: dict[str, Callable[[], list[Result]]] = {
     "infiniband": infiniband.measure,
     "ringbuffer": ringbuffer.measure,
     "fold": fold.measure,
+    "nvml": nvml.measure,
     "export": export.measure,
     "exposition": exposition.measure,
     "agent": agent.measure,

@@ -1,8 +1,8 @@
 """One way to export the same series over OTLP/gRPC, in a process of its own. See bench/export.py.
 
-``export_client.py WAY SERIES ENDPOINT COMPRESSION`` with WAY one of ours, sdk, bytes. For each line on stdin
-every series gets a new value and is exported; the answer is a line of JSON: milliseconds of CPU of all
-threads for the export (``export``) and for setting the values before it (``set``; part of the export with
+``export_client.py WAY SERIES ENDPOINT COMPRESSION`` with WAY one of ours, sdk, bytes, client. For each line
+on stdin every series gets a new value and is exported; the answer is a line of JSON: milliseconds of CPU of
+all threads for the export (``export``) and for setting the values before it (``set``; part of the export with
 the SDK, which asks for the values while it collects).
 """
 
@@ -13,8 +13,6 @@ import sys
 import time
 from collections.abc import Callable, Iterable
 from itertools import count
-
-import grpc
 
 from fabrictap import catalog
 
@@ -100,6 +98,8 @@ def ours(series: int, endpoint: str, compression: str) -> Way:
 
 def ready_made(series: int, endpoint: str, compression: str) -> Way:
     """grpcio alone, sending what our tree made of the series once."""
+    import grpc  # noqa: PLC0415
+
     prepare, requests = _tree(series)
     prepare()
     bodies = [body for body, _ in requests()]
@@ -114,8 +114,26 @@ def ready_made(series: int, endpoint: str, compression: str) -> Way:
     return (lambda: None), export
 
 
+def ready_made_client(series: int, endpoint: str, compression: str) -> Way:
+    """Our gRPC client alone, in the same way."""
+    from fabrictap.grpc.client import Channel  # noqa: PLC0415
+
+    prepare, requests = _tree(series)
+    prepare()
+    bodies = [body for body, _ in requests()]
+    channel = Channel(endpoint)
+    chosen = "gzip" if compression == "gzip" else "identity"
+
+    def export() -> None:
+        for body in bodies:
+            channel.call(EXPORT_METHOD, body, TIMEOUT, compression=chosen)
+
+    return (lambda: None), export
+
+
 def sdk(series: int, endpoint: str, compression: str) -> Way:
     """Observable counters, a PeriodicExportingMetricReader and the OTLP/gRPC exporter: the documented way."""
+    import grpc  # noqa: PLC0415
     from opentelemetry.exporter.otlp.proto.grpc.metric_exporter import (  # noqa: PLC0415
         OTLPMetricExporter,
     )
@@ -150,7 +168,7 @@ def sdk(series: int, endpoint: str, compression: str) -> Way:
     return (lambda: None), export
 
 
-WAYS = {"ours": ours, "sdk": sdk, "bytes": ready_made}
+WAYS = {"ours": ours, "sdk": sdk, "bytes": ready_made, "client": ready_made_client}
 
 
 def main() -> None:

@@ -105,9 +105,10 @@ def measure() -> list[Result]:
         results = [Result(what, "ms", ours, GOAL, "the limit", 1.0)]
     else:
         ours, theirs = alternate(ROUNDS, _timed(run), _timed(peer))
+        (alone,) = alternate(ROUNDS, _timed(run))
         results = [
             Result(what, "ms", ours, theirs, "prometheus_client", GOAL / 27),
-            Result(f"{what}, at most 1 ms", "ms", ours, GOAL, "the limit", 1.0),
+            Result(f"{what}, one after the other", "ms", alone, GOAL, "the limit", 1.0),
         ]
     size = len(run())
     endpoint = prometheus.Endpoint(

@@ -21,7 +21,7 @@ STAGES = {
         "opentelemetry.proto.collector.metrics.v1.metrics_service_pb2",
         "opentelemetry.proto.collector.trace.v1.trace_service_pb2",
     ),
-    "grpc": ("grpc",),
+    "h2, the gRPC client": ("fabrictap.grpc.client",),
     "fabrictap's exporters, with what they use of the SDK": ("fabrictap.export.exporter",),
     "fabrictap's extensions": ("fabrictap.ext.bpf", "fabrictap.ext.records", "fabrictap.ext.counters"),
     "fabrictap.node and the sources": ("fabrictap.node", "fabrictap.view.doctor"),

@@ -12,7 +12,7 @@ from fabrictap import catalog
 from fabrictap.catalog import Kind, Standard
 from fabrictap.ext import records
 from fabrictap.insight.findings import Severity
-from fabrictap.ledger import names
+from fabrictap.ledger import names, providers
 from fabrictap.ledger.memory import REMOTE_ATOMIC, REMOTE_READ, REMOTE_WRITE, MemoryRegion
 from fabrictap.sources.rdma_netlink import reconcile as rdma_reconcile
 from fabrictap.sources.verbs import control as verbs_control
@@ -23,10 +23,10 @@ from fabrictap.view import catalog as view
 PACKAGE = Path(fabrictap.__file__).parent
 ROOT = Path(__file__).parents[2]
 NAME = re.compile(
-    r"(rdma|hw|fabrictap|process|network|otel|cpu|error|k8s|container|slurm|systemd)(\.[a-z][a-z0-9_]*)+"
+    r"(rdma|hw|gpu|fabrictap|process|network|otel|cpu|error|k8s|container|slurm|systemd)(\.[a-z][a-z0-9_]*)+"
 )
 #: UCUM as the semantic conventions use it: bytes, seconds, ratios, and annotations of things in the singular.
-UNIT = re.compile(r"By|s|1|By/s|\{[a-z_]+\}")
+UNIT = re.compile(r"By|s|1|By/s|W|J|Cel|\{[a-z_]+\}")
 
 
 def test_names_are_unique_and_written_as_the_conventions_want():
@@ -92,6 +92,8 @@ def test_closed_sets_are_what_the_code_says():
     assert accesses == set(catalog.RDMA_MR_ACCESS.values)
     assert [finding.name for finding in catalog.findings()] == list(catalog.FINDING_KIND.values)
     assert [one.name.lower() for one in Severity] == list(catalog.FINDING_SEVERITY.values)
+    assert set(catalog.PROVIDER.values) == set(providers.RANK)
+    assert catalog.UNAVAILABLE.values == providers.REASONS
     if catalog.LOSS.values:
         assert set(records.LOSSES) <= set(catalog.LOSS.values)
 

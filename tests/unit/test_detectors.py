@@ -7,6 +7,7 @@ import pytest
 from fabrictap import catalog
 from fabrictap.insight.detectors import FileState, SourceState
 from fabrictap.insight.detectors.dark import Dark
+from fabrictap.insight.detectors.gpus import GpuUse
 from fabrictap.insight.detectors.links import Links
 from fabrictap.insight.detectors.memory import Memory
 from fabrictap.insight.detectors.peers import Peers
@@ -14,6 +15,7 @@ from fabrictap.insight.detectors.resources import Resources
 from fabrictap.insight.detectors.tampering import Tampering
 from fabrictap.insight.filewatch import WatchedFile
 from fabrictap.insight.findings import Severity
+from fabrictap.ledger.gpus import Gpu, MigDevice
 from fabrictap.ledger.memory import REMOTE_ATOMIC, REMOTE_READ, REMOTE_WRITE
 from fabrictap.ledger.workloads import Workload
 from findings_house import DEVICE, HERE, SECOND, GiB, House, MiB, rules
@@ -598,3 +600,53 @@ def test_a_port_that_never_was_up_is_no_finding():
     house = House(Links())
     house.count(catalog.NETWORK_UP, 0, RDMA_PORT_STATE="down")
     assert house.look(20) == []
+
+
+# --- GPUs -----------------------------------------------------------------------------------------
+
+
+class Racked(House):
+    def __init__(self, *workloads, **settings):
+        super().__init__(GpuUse(), **settings)
+        self.split()
+        for pid, workload in enumerate(workloads, 1):
+            self.process(pid, "python", workload)
+        self.ledger.gpus.use("GPU-1", range(1, len(workloads) + 1))
+
+    def split(self, *migs):
+        self.ledger.gpus.put(Gpu("GPU-1", 0, migs=tuple(MigDevice(mig, "GPU-1", 0, 0) for mig in migs)))
+
+
+def test_a_gpu_that_two_pods_share_without_mig_is_told_and_two_tenants_weigh_more():
+    (record,) = Racked(TRAIN, STORE).look(5)
+    assert (kinds([record]), record.severity) == (["gpu_shared"], Severity.INFO)
+    assert record.attributes["hw.id"] == "GPU-1"
+    (record,) = Racked(TRAIN, STORE, policy=rules(tenant_by="k8s.namespace.name")).look(5)
+    assert record.severity == Severity.WARN
+
+
+def test_one_pod_one_tenant_mig_and_daemons_of_the_node_are_no_sharing():
+    assert Racked(TRAIN, TRAIN, Workload(unit="nvidia-dcgm.service")).look(5) == []
+    house = Racked(TRAIN, STORE)
+    house.split("MIG-1", "MIG-2")
+    assert house.look(5) == []
+    assert Racked(TRAIN, STORE, policy=rules({"tenant": "us"})).look(5) == []
+
+
+def test_mig_devices_that_change_are_told():
+    house = Racked()
+    house.split("MIG-1", "MIG-2")
+    assert house.look(5) == []
+    house.split("MIG-1")
+    assert kinds(house.look(5)) == ["mig_changed"]
+
+
+def test_confidential_computing_that_goes_off_is_told_and_one_that_never_was_on_is_not():
+    def set_to(house, value):
+        house.table.series(catalog.GPU_CONFIDENTIAL, {"hw.id": "GPU-1"}, house.now).set(value, house.now)
+        return house.look(5)
+
+    house = Racked()
+    assert set_to(house, 1) == []
+    assert kinds(set_to(house, 0)) == ["confidential_off"]
+    assert set_to(Racked(), 0) == []

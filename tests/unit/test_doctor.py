@@ -22,6 +22,7 @@ def node(monkeypatch, tmp_path):
     monkeypatch.setattr(doctor, "_btf", lambda: doctor.Check("type information (BTF)", "ok", "there"))
     monkeypatch.setattr(doctor.providers, "discover", lambda: providers.Report([], {}))
     monkeypatch.setattr(doctor.platform, "release", lambda: "6.1.0")
+    monkeypatch.setattr(doctor.dcgm, "look", lambda _: doctor.dcgm.Report("no library", absent=True))
     return Config(sources=Sources(infiniband=Infiniband(sysfs=str(tmp_path))))
 
 

@@ -20,6 +20,7 @@ from fabrictap.config import Signal as Settings
 from fabrictap.export import retry
 from fabrictap.export.signals import ExportStats, Signal
 from fabrictap.export.uplink import Uplink
+from fabrictap.grpc.status import Code, Failure
 from otlp_receiver import Receiver, metrics_stats, put
 from support import eventually
 
@@ -148,11 +149,8 @@ def test_retry_info_is_longer_than_the_back_off_and_flush_does_not_wait_for_it(r
 
 @pytest.mark.parametrize("details", [b"\xff\xff\xff", b"\x1a\x7f", b"\x1a\x02\x0a\x00", b""])
 def test_details_that_cannot_be_read_are_no_retry_info(details):
-    class Error:
-        def trailing_metadata(self):
-            return (("other", "x"), ("grpc-status-details-bin", details))
-
-    assert retry.retry_delay(Error()) is None
+    failure = Failure(Code.UNAVAILABLE, "", (("other", "x"), ("grpc-status-details-bin", details)))
+    assert retry.retry_delay(failure) is None
 
 
 def test_partial_success_counts_what_was_rejected(receiver, uplink_to, caplog):
@@ -198,3 +196,15 @@ def test_what_was_exported_and_failed_is_told_in_the_catalogs_words(receiver, up
         ("otel.sdk.exporter.metric_data_point.exported", who | {"error.type": "INTERNAL"}, 2),
     ]
     assert [name for name, _, _ in counts[2:]] == ["otel.sdk.exporter.span.exported"]
+
+
+def test_what_the_receiver_says_stands_on_one_line_of_the_log(receiver, uplink_to, caplog):
+    receiver.answers = [(grpc.StatusCode.INVALID_ARGUMENT, None)]
+    receiver.says = "no\nFORGED line \x1b[31m" + "x" * 1000
+    uplink = uplink_to(receiver.port)
+    put(uplink, b"a")
+    assert uplink.flush(10)
+    (record,) = caplog.records
+    assert "INVALID_ARGUMENT: no FORGED line  [31mxxx" in record.message
+    assert record.message.isprintable()
+    assert len(record.message) < 500

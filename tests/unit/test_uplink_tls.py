@@ -1,37 +1,13 @@
 """OTLP over gRPC with TLS, with certificates made by openssl."""
 
 import logging
-import subprocess
 
 import grpc
-import pytest
 
 from otlp_receiver import Receiver, put
 from support import eventually
 
-pytest_plugins = ["uplink_fixtures"]
-
-
-@pytest.fixture(scope="module")
-def pki(tmp_path_factory):
-    """Two authorities, each with a server certificate for localhost and a client certificate."""
-    folder = tmp_path_factory.mktemp("pki")
-
-    def openssl(*arguments):
-        subprocess.run(["openssl", *arguments], cwd=folder, check=True, capture_output=True)
-
-    new = ["req", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes"]
-    (folder / "san").write_text("subjectAltName=DNS:localhost,IP:127.0.0.1")
-    for ca in ("a", "b"):
-        openssl(
-            *new, "-x509", "-keyout", f"{ca}.key", "-out", f"{ca}.pem", "-days", "2", "-subj", f"/CN={ca}"
-        )
-        sign = ["x509", "-req", "-CA", f"{ca}.pem", "-CAkey", f"{ca}.key", "-CAcreateserial", "-days", "2"]
-        for role in ("server", "client"):
-            name = f"{ca}-{role}"
-            openssl(*new, "-keyout", f"{name}.key", "-out", f"{name}.csr", "-subj", f"/CN={name}")
-            openssl(*sign, "-in", f"{name}.csr", "-extfile", "san", "-out", f"{name}.pem")
-    return folder
+pytest_plugins = ["uplink_fixtures", "pki"]
 
 
 def secure_receiver(pki, ca, address="localhost:0", client_ca=None):

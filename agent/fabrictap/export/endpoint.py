@@ -9,27 +9,15 @@ from __future__ import annotations
 import errno
 import re
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
 from urllib.parse import urlsplit
 
-import grpc
-
 from fabrictap.config import Signal
-from fabrictap.version import VERSION
-
-_OPTIONS = (
-    ("grpc.primary_user_agent", f"fabrictap/{VERSION}"),
-    # gRPC's own back-off goes up to 2 minutes; the uplink has one of its own above it.
-    ("grpc.max_reconnect_backoff_ms", 5000),
-    # With keepalive on, gRPC sets TCP_USER_TIMEOUT, so that a connection whose other end vanished without
-    # a word is given up. 5 minutes is the least that a gRPC server tolerates by default.
-    ("grpc.keepalive_time_ms", 300_000),
-    ("grpc.keepalive_timeout_ms", 20_000),
-)
+from fabrictap.grpc import target as targets
+from fabrictap.grpc.client import Channel
 
 
 class EndpointError(ValueError):
@@ -79,6 +67,10 @@ def parse(signal: Signal) -> Endpoint:
         secure, target = not signal.insecure, _target(f"//{text}", 4317)
     if secure and bool(signal.client_key) != bool(signal.client_certificate):
         raise EndpointError("client_key and client_certificate only work together")
+    try:
+        targets.parse(target)
+    except ValueError as error:
+        raise EndpointError(str(error)) from None
     if not secure:
         return Endpoint(target, secure)
     return Endpoint(target, secure, signal.certificate, signal.client_key, signal.client_certificate)
@@ -118,15 +110,8 @@ def _target(text: str, default_port: int) -> str:
 _Fingerprint = tuple[tuple[int, int, int], ...]
 
 
-class Channel(Protocol):
-    """What is used of grpc.Channel. ``unary_unary`` without serializers sends and returns bytes."""
-
-    def unary_unary(self, method: str) -> Callable[..., bytes]: ...
-    def close(self) -> None: ...
-
-
 class _Held:
-    """A gRPC channel, closed once it has been replaced and nobody uses it."""
+    """A channel, closed once it has been replaced and nobody uses it."""
 
     def __init__(self, channel: Channel, fingerprint: _Fingerprint) -> None:
         self.channel = channel
@@ -190,16 +175,8 @@ def _fingerprint(endpoint: Endpoint) -> _Fingerprint:
 
 def _open(endpoint: Endpoint) -> Channel:
     if not endpoint.secure:
-        insecure: Channel = grpc.insecure_channel(endpoint.target, options=_OPTIONS)
-        return insecure
+        return Channel(endpoint.target)
+    from fabrictap.grpc import tls  # noqa: PLC0415 - only what is secure pays for OpenSSL
 
-    def read(file: str | None) -> bytes | None:
-        return Path(file).read_bytes() if file else None
-
-    credentials = grpc.ssl_channel_credentials(
-        root_certificates=read(endpoint.certificate),
-        private_key=read(endpoint.client_key),
-        certificate_chain=read(endpoint.client_certificate),
-    )
-    secure: Channel = grpc.secure_channel(endpoint.target, credentials, options=_OPTIONS)
-    return secure
+    context = tls.context(endpoint.certificate, endpoint.client_key, endpoint.client_certificate)
+    return Channel(endpoint.target, context)

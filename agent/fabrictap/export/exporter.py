@@ -4,18 +4,21 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterable
+from typing import TYPE_CHECKING
 
 from fabrictap.config import Config
 from fabrictap.export.file import FileSink
-from fabrictap.export.logs import LogEncoder
 from fabrictap.export.metrics import MetricsTree
 from fabrictap.export.outbox import Outbox, Request, flush_all
 from fabrictap.export.signals import ExportStats, Signal
-from fabrictap.export.spans import SpanEncoder
 from fabrictap.export.uplink import Uplink
 from fabrictap.insight.findings import Findings, LogRecord
 from fabrictap.ledger.flows import FinishedSpan, Flows
 from fabrictap.series import SeriesTable
+
+if TYPE_CHECKING:
+    from fabrictap.export.logs import LogEncoder
+    from fabrictap.export.spans import SpanEncoder
 
 
 class Exporter:
@@ -39,10 +42,11 @@ class Exporter:
         self._series = series
         self._flows = flows
         self._tree = MetricsTree(series, attributes)
-        self._encoder = SpanEncoder(attributes)
+        self._attributes = attributes
+        self._encoder: SpanEncoder | None = None
         self._spans: list[FinishedSpan] = []
         self._findings = findings
-        self._log_encoder = LogEncoder(attributes)
+        self._log_encoder: LogEncoder | None = None
         self._logs: list[LogRecord] = []
         self._uplink = Uplink(config.export.otlp)
         self._file = (
@@ -73,8 +77,10 @@ class Exporter:
         logs, self._logs = self._logs, []
         # The makers are generators: a signal that nobody wants is not serialized.
         self._put(Signal.METRICS, self._tree.requests())
-        self._put(Signal.TRACES, self._encoder.requests(spans))
-        self._put(Signal.LOGS, self._log_encoder.requests(logs))
+        if spans:
+            self._put(Signal.TRACES, self._span_encoder().requests(spans))
+        if logs:
+            self._put(Signal.LOGS, self._logs_encoder().requests(logs))
 
     def flush(self, timeout: float) -> bool:
         """Wait until all that was shipped is out, at most ``timeout`` seconds. True when it is."""
@@ -88,6 +94,22 @@ class Exporter:
             for outbox in self._file.outboxes.values():
                 outbox.close(max(deadline - time.monotonic(), 0.1))
             self._file.close()
+
+    def _span_encoder(self) -> SpanEncoder:
+        if self._encoder is None:
+            # The SDK's spans are a tenth of the agent's memory, and on many nodes no connection ever ends.
+            from fabrictap.export.spans import SpanEncoder  # noqa: PLC0415
+
+            self._encoder = SpanEncoder(self._attributes)
+        return self._encoder
+
+    def _logs_encoder(self) -> LogEncoder:
+        if self._log_encoder is None:
+            # Most nodes have nothing to tell of.
+            from fabrictap.export.logs import LogEncoder  # noqa: PLC0415
+
+            self._log_encoder = LogEncoder(self._attributes)
+        return self._log_encoder
 
     def _put(self, signal: Signal, requests: Iterable[Request]) -> None:
         outboxes = [outbox for (_, of), outbox in self._outboxes.items() if of is signal]

@@ -6,24 +6,22 @@ Source: OTLP specification 1.x, "OTLP/gRPC Response" and "OTLP/gRPC Throttling".
 from __future__ import annotations
 
 import random
-from collections.abc import Sequence
-from typing import Protocol
 
-import grpc
 from google.protobuf.any_pb2 import Any
 from google.protobuf.duration_pb2 import Duration
 from google.protobuf.message import DecodeError
 
 from fabrictap.export import wire
+from fabrictap.grpc.status import Code, Failure
 
 RETRYABLE = frozenset(
     {
-        grpc.StatusCode.CANCELLED,
-        grpc.StatusCode.DEADLINE_EXCEEDED,
-        grpc.StatusCode.ABORTED,
-        grpc.StatusCode.OUT_OF_RANGE,
-        grpc.StatusCode.UNAVAILABLE,
-        grpc.StatusCode.DATA_LOSS,
+        Code.CANCELLED,
+        Code.DEADLINE_EXCEEDED,
+        Code.ABORTED,
+        Code.OUT_OF_RANGE,
+        Code.UNAVAILABLE,
+        Code.DATA_LOSS,
     }
 )
 
@@ -31,20 +29,12 @@ RETRYABLE = frozenset(
 LONGEST_DELAY = 600.0
 
 
-class Failure(Protocol):
-    """What grpc.RpcError of a finished call offers."""
-
-    def code(self) -> grpc.StatusCode: ...
-    def details(self) -> str | None: ...
-    def trailing_metadata(self) -> Sequence[tuple[str, str | bytes]] | None: ...
-
-
 def retry_delay(error: Failure) -> float | None:
     """Seconds that the server asks to wait with RetryInfo, None where it does not.
 
     Zero means "as soon as you like".
     """
-    for key, value in error.trailing_metadata() or ():
+    for key, value in error.trailing_metadata:
         if key == "grpc-status-details-bin" and isinstance(value, bytes):
             try:
                 return _retry_info(value)
@@ -73,13 +63,13 @@ def _retry_info(status: bytes) -> float | None:
     return None
 
 
-def is_retryable(code: grpc.StatusCode, delay: float | None) -> bool:
+def is_retryable(code: Code, delay: float | None) -> bool:
     """Whether a failed export may be tried again; ``delay`` is what :func:`retry_delay` said.
 
     RESOURCE_EXHAUSTED without RetryInfo means that the server cannot take the request at all, as when it
     is too large.
     """
-    return code in RETRYABLE or (code is grpc.StatusCode.RESOURCE_EXHAUSTED and delay is not None)
+    return code in RETRYABLE or (code is Code.RESOURCE_EXHAUSTED and delay is not None)
 
 
 class Backoff:

@@ -9,7 +9,6 @@ from __future__ import annotations
 import logging
 import time
 
-import grpc
 from opentelemetry.proto.collector.logs.v1.logs_service_pb2 import ExportLogsServiceResponse
 from opentelemetry.proto.collector.metrics.v1.metrics_service_pb2 import ExportMetricsServiceResponse
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceResponse
@@ -18,18 +17,21 @@ from fabrictap.config import ConfigError, Otlp
 from fabrictap.config import Signal as Settings
 from fabrictap.export import endpoint as endpoints
 from fabrictap.export.outbox import Delivered, Later, Outbox, Outcome, Refused, Request, flush_all
-from fabrictap.export.retry import Backoff, Failure, is_retryable, retry_delay
+from fabrictap.export.retry import Backoff, is_retryable, retry_delay
 from fabrictap.export.signals import Signal
+from fabrictap.grpc import message
+from fabrictap.grpc.status import Failure
 
 log = logging.getLogger(__name__)
 
+_LONGEST_DETAILS = 300
 
 _METHODS = {
     Signal.METRICS: "/opentelemetry.proto.collector.metrics.v1.MetricsService/Export",
     Signal.TRACES: "/opentelemetry.proto.collector.trace.v1.TraceService/Export",
     Signal.LOGS: "/opentelemetry.proto.collector.logs.v1.LogsService/Export",
 }
-_COMPRESSIONS = {"gzip": grpc.Compression.Gzip, "none": grpc.Compression.NoCompression}
+_COMPRESSIONS = {"gzip": message.GZIP, "none": message.IDENTITY}
 
 
 def _partial_metrics(response: bytes) -> tuple[int, str]:
@@ -82,24 +84,14 @@ class _Sender:
     def deliver(self, request: Request) -> Outcome:
         try:
             with self._channels.use(self._endpoint) as channel:
-                # Neither side is parsed by gRPC: the request is bytes already.
-                call = channel.unary_unary(_METHODS[self._signal])
-                response = call(
-                    request.body,
-                    timeout=self._timeout,
-                    metadata=self._metadata,
-                    compression=self._compression,
+                response = channel.call(
+                    _METHODS[self._signal], request.body, self._timeout, self._metadata, self._compression
                 )
-            return self._answered(request, response)
-        except grpc.RpcError as error:
-            return self._failed(request, error)
+        except Failure as failure:
+            return self._failed(request, failure)
         except OSError as error:
             return self._later(f"{error.filename}: {error.strerror}", None)
-        except ValueError:
-            # gRPC's answer to a call on a channel that was closed in the same moment.
-            if not self.closing:
-                raise
-            return Later(0.0)
+        return self._answered(request, response)
 
     def _answered(self, request: Request, response: bytes) -> Outcome:
         self._backoff.reset()
@@ -118,17 +110,18 @@ class _Sender:
             self._said = ""
         return Delivered(rejected)
 
-    def _failed(self, request: Request, error: Failure) -> Outcome:
-        code, delay = error.code(), retry_delay(error)
+    def _failed(self, request: Request, failure: Failure) -> Outcome:
+        code, delay = failure.code, retry_delay(failure)
+        details = _printable(failure.details)
         if is_retryable(code, delay):
-            return self._later(f"{code.name}: {error.details()}", delay)
+            return self._later(f"{code.name}: {details}", delay)
         self._backoff.reset()
         self._say(
             code.name,
             "%d items were dropped, because the receiver answered %s: %s (said once)",
             request.items,
             code.name,
-            error.details(),
+            details,
         )
         return Refused(code.name)
 
@@ -152,6 +145,11 @@ class _Sender:
     @property
     def _where(self) -> str:
         return f"OTLP {self._signal.value} to {self._endpoint.target}"
+
+
+def _printable(text: str) -> str:
+    """A server's words as they may stand in a log: on one line, and not for ever."""
+    return "".join(character if character.isprintable() else " " for character in text[:_LONGEST_DETAILS])
 
 
 class Uplink:

@@ -18,6 +18,7 @@ from fabrictap.config import Config, Policy
 from fabrictap.insight.detectors import Balance, Context, Detector, FileState, SourceState
 from fabrictap.insight.detectors.dark import Dark
 from fabrictap.insight.detectors.egress import Egress
+from fabrictap.insight.detectors.gpus import GpuUse
 from fabrictap.insight.detectors.links import Links
 from fabrictap.insight.detectors.memory import Memory
 from fabrictap.insight.detectors.peers import Peers
@@ -49,6 +50,7 @@ _WATCHED = frozenset(
         catalog.NETWORK_LIMIT,
         catalog.PROBE_ATTACHED,
         catalog.LOST,
+        catalog.GPU_CONFIDENTIAL,
     )
 )
 #: Between two looks.
@@ -82,7 +84,7 @@ class Detectors:
         self._watched = tuple(watched)
         self._files: tuple[FileState, ...] = ()
         self._detectors: Sequence[Detector] = (
-            (Dark(), Memory(), Peers(), Egress(), Resources(), Tampering(), Links())
+            (Dark(), Memory(), Peers(), Egress(), Resources(), Tampering(), Links(), GpuUse())
             if detectors is None
             else detectors
         )

@@ -52,6 +52,15 @@ class Inventory:
                 attributes["rdma.memory_region.remote_atomic"] = regions.remote_atomic
             put(catalog.MR_COUNT, attributes, regions.count)
             put(catalog.MR_SIZE, attributes, regions.bytes)
+        for (provider, metric_name, reason), gpus in self._ledger.providers.availability().items():
+            labels: dict[str, AttributeValue] = {
+                "fabrictap.provider": provider,
+                "fabrictap.metric": metric_name,
+            }
+            if reason is None:
+                put(catalog.METRIC_AVAILABLE, labels, gpus)
+            else:
+                put(catalog.METRIC_UNAVAILABLE, labels | {"fabrictap.unavailable.reason": reason}, gpus)
         for key, series in self._live.items():
             if key not in live:
                 self._end(series, now_ns)
@@ -104,6 +113,8 @@ class Inventory:
             ("processes", len(ledger.processes), ledger.processes.dropped),
             ("flows", len(ledger.flows), 0),
             ("spans", ledger.flows.waiting, ledger.flows.dropped),
+            ("gpus", len(ledger.gpus), ledger.gpus.dropped),
+            ("gpu_figures", len(ledger.providers), ledger.providers.dropped),
             ("identities", len(ledger.workloads.budget), 0),
             ("device_assignments", ledger.workloads.assigned, ledger.workloads.devices_dropped),
         ):

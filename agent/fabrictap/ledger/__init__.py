@@ -1,4 +1,4 @@
-"""Who owns what right now: devices, connections (QPs) and their flows, memory regions, processes.
+"""Who owns what right now: devices, connections (QPs) and their flows, memory regions, GPUs, processes.
 
 Built from events, started from snapshots, guarded by the node's lock. Every table has a limit; an entry
 that does not fit is counted in the table's ``dropped``.
@@ -11,8 +11,10 @@ from fabrictap.ext.ring import Ring
 from fabrictap.ledger.connections import Connection, Connections
 from fabrictap.ledger.devices import DeviceFilter, Devices
 from fabrictap.ledger.flows import Flows
+from fabrictap.ledger.gpus import Gpus
 from fabrictap.ledger.memory import Contexts, MemoryRegions
 from fabrictap.ledger.processes import KERNEL, Processes
+from fabrictap.ledger.providers import Providers
 from fabrictap.ledger.traffic import Traffic
 from fabrictap.ledger.workloads import NONE, Resolver, Workloads
 from fabrictap.ledger.workloads.podlogs import PodLogs
@@ -20,6 +22,9 @@ from fabrictap.ledger.workloads.procfs import Reader
 from fabrictap.series import AttributeValue
 
 __all__ = ["Ledger"]
+
+#: Enough for every metric of a GPU with 36 links, of which some are arbitrated link by link.
+FIGURES_PER_GPU = 512
 
 
 class Ledger:
@@ -42,6 +47,8 @@ class Ledger:
         self.memory = MemoryRegions(limits.memory_regions, self.filter, memory)
         self.traffic = Traffic()
         self.contexts = Contexts(limits.contexts)
+        self.gpus = Gpus(limits.gpus)
+        self.providers = Providers(limits.gpus * FIGURES_PER_GPU)
 
     def identity(self, pid: int | None, name: str | None = None) -> dict[str, AttributeValue]:
         """Who ``pid`` is, as attributes of a series: process, container, pod, job, as far as they are known
@@ -71,4 +78,5 @@ class Ledger:
         alive: set[int | None] = set(self.connections.pids())
         alive.update(context.pid for context in self.contexts)
         alive.update(regions.pid for regions in self.memory.sums())
+        alive.update(self.gpus.pids())
         self.workloads.sweep(alive)

@@ -17,6 +17,10 @@ class SourceUnavailable(Exception):  # noqa: N818 - a state of the node, not a f
     """The source cannot deliver now. The message says what is missing; the runner tries again later."""
 
 
+class SourceAbsent(SourceUnavailable):
+    """What the source is about is not on this node, and was not asked for: nothing is wrong."""
+
+
 class Source(Protocol[SampleT]):
     """What a runner drives. See the package's docstring for who may block where."""
 
@@ -41,6 +45,14 @@ class Source(Protocol[SampleT]):
 
     def close(self) -> None:
         """Let go of everything. Safe after a failed open, and twice."""
+
+
+@runtime_checkable
+class Expiring(Protocol):
+    """A source whose figures must not be exported while it hangs, for they would pass for new ones."""
+
+    def hung(self, now_ns: int) -> None:
+        """End what is not known any more. Called under the node's lock, before each export of a hang."""
 
 
 @runtime_checkable

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import ctypes
+import _ctypes
 import json
 import logging
 import os
@@ -21,6 +21,7 @@ from fabrictap.sources.kubelet import podresources
 from fabrictap.sources.kubelet.source import Kubelet
 from fabrictap.sources.verbs import providers
 from fabrictap.version import VERSION
+from fabrictap.view import dcgm, gpus
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,7 +83,10 @@ def examine(config: Config, *, quick: bool = False) -> Iterator[Check]:
     if not quick:
         yield from _providers()
         yield from _kubelet(config)
-    yield _gpus()
+        yield from _gpus(config)
+        yield from _dcgm(config)
+    else:
+        yield _gpu_library(config)
 
 
 def main(config: Config, *, as_json: bool) -> int:
@@ -252,6 +256,57 @@ def _providers() -> Iterator[Check]:
         yield Check(place.function, "ok", found, cost)
 
 
+def _gpu_library(config: Config) -> Check:
+    library = config.sources.nvml.library
+    try:
+        _ctypes.dlclose(_ctypes.dlopen(library, 0))
+    except OSError:
+        return Check("GPUs", "absent", f"no {library} here")
+    if not config.sources.nvml.enabled:
+        return Check("GPUs", "absent", f"not watched: sources.nvml.enabled is false; {library} is there")
+    return Check("GPUs", "ok", f"watched by {library}")
+
+
+def _gpus(config: Config) -> Iterator[Check]:
+    library = _gpu_library(config)
+    if not library.ok:
+        yield library
+        return
+    report = gpus.look(config)
+    if report.problem is not None and not gpus.on_pci(config.sources.infiniband.sysfs):
+        yield Check("GPUs", "absent", f"none on PCI, though {config.sources.nvml.library} is there")
+    elif report.problem is not None:
+        yield Check("GPUs", "missing", report.problem, "no NVLink, PCIe and memory figures of any GPU")
+    for one in report.gpus:
+        what = f"GPU {one.gpu.index} {one.gpu.id}"
+        if one.trouble is not None:
+            fix = "nvidia-smi -q and dmesg say more; what it asks for is a reset or a reboot"
+            yield Check(what, "missing", one.trouble, "no figures of this GPU", fix)
+            continue
+        lacks = "; ".join(f"{reason}: {', '.join(names)}" for reason, names in sorted(one.missing.items()))
+        yield Check(what, "ok", gpus.describe(one), f"does not have: {lacks}" if lacks else "")
+
+
+def _dcgm(config: Config) -> Iterator[Check]:
+    settings = config.sources.dcgm
+    if settings.enabled == "off":
+        yield Check("DCGM", "absent", "not watched: sources.dcgm.enabled is off")
+        return
+    report = dcgm.look(config)
+    cost = "no NVSwitches, no memory bandwidth of GPUs before Hopper, no CPUs of Grace"
+    if report.problem is not None:
+        fix = "systemctl status nvidia-dcgm; another address or library: sources.dcgm in the configuration"
+        if report.absent:
+            yield Check("DCGM", "absent", report.problem, cost)
+        else:
+            yield Check("DCGM", "missing", report.problem, cost, fix)
+        return
+    lacks = "; ".join(f"{reason}: {', '.join(names)}" for reason, names in report.missing.items())
+    yield Check("DCGM", "ok", report.found, f"does not have: {lacks}" if lacks else "")
+    for words in report.refused:
+        yield Check("DCGM refuses", "ok", words)
+
+
 def _kubelet(config: Config) -> Iterator[Check]:
     kubelet, limits = config.sources.kubelet, config.limits
     if not Kubelet.wanted(kubelet):
@@ -276,18 +331,3 @@ def _kubelet(config: Config) -> Iterator[Check]:
         yield Check(what, "missing", found, "pods are told by uid, containers by id, without names", fix)
     else:
         yield Check(what, "ok", f"{len(names.pods)} pods and {len(names.containers)} containers named")
-
-
-def _gpus() -> Check:
-    found = []
-    for names in (("libnvidia-ml.so.1",), ("libdcgm.so.4", "libdcgm.so.3")):
-        for name in names:
-            try:
-                ctypes.CDLL(name)
-            except OSError:
-                continue
-            found.append(name)
-            break
-    if found:
-        return Check("GPUs", "absent", f"not watched by this version, though {' and '.join(found)} is there")
-    return Check("GPUs", "absent", "not watched by this version; no NVML and no DCGM here either")

@@ -13,6 +13,7 @@ from fabrictap import catalog
 from fabrictap.catalog import Metric
 from fabrictap.view import flows, text
 from fabrictap.view.recording import Connection, CounterCell, HistogramCell, Life, Recording, Row, SeriesEntry
+from fabrictap.view.recording.about import MetricName
 from fabrictap.view.text import UNKNOWN, amount, duration, moment, plain
 
 _TOP = 10
@@ -21,6 +22,11 @@ _PEAK_SECONDS = 60
 _GPU = ("hw.gpu.", "gpu.")
 _LOSSES = (catalog.LOST, catalog.SERIES_REFUSED, catalog.TABLE_EVICTED, catalog.SOURCE_ERRORS)
 _EXPORTED = (catalog.POINTS_EXPORTED, catalog.SPANS_EXPORTED)
+_PORTS = (catalog.NETWORK_UP, catalog.NETWORK_LIMIT, catalog.NETWORK_IO, catalog.ERRORS)
+_SHOWN = {
+    metric.name
+    for metric in (*_LOSSES, *_EXPORTED, *_PORTS, catalog.MR_SIZE, catalog.MR_COUNT, catalog.SOURCE_UP)
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,7 +82,7 @@ def main(open_recording: Callable[[], Recording], *, as_json: bool) -> int:
 
 def _now(recording: Recording) -> Iterable[_Now]:
     rows = _last_minute(recording.rows())
-    for series in recording.series(lambda metric: metric.kind != "Histogram"):
+    for series in recording.series(_is_shown):
         if series.ended:
             continue
         cells = recording.cells(series, rows)
@@ -86,6 +92,11 @@ def _now(recording: Recording) -> Iterable[_Now]:
         if isinstance(last, CounterCell) and rows[-1].seconds:
             rate = last.delta / rows[-1].seconds
         yield _Now(series, rate, max((cell.peak for cell in counted), default=None))
+
+
+def _is_shown(metric: MetricName) -> bool:
+    """Not the many series of posted work: the table of connections has that."""
+    return metric.kind != "Histogram" and (metric.name in _SHOWN or metric.name.startswith(_GPU))
 
 
 def _last_minute(rows: list[Row]) -> list[Row]:

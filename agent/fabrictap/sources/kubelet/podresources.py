@@ -12,6 +12,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
+from fabrictap.grpc.client import Channel
+from fabrictap.grpc.status import Failure
 from fabrictap.ledger.workloads import Container, Device
 from fabrictap.ledger.workloads.text import LABEL, SUBDOMAIN, clean
 
@@ -90,24 +92,13 @@ def _pod_message() -> Any:
 
 def fetch(socket: str, seconds: float) -> bytes:
     """One ``List``, not decoded. Raises PodResourcesError; takes no longer than ``seconds``."""
-    import grpc  # noqa: PLC0415 - 21 MiB that an agent without OTLP and kubelet does not need
-
-    options = [
-        ("grpc.max_receive_message_length", MAX_ANSWER),
-        ("grpc.enable_http_proxy", 0),
-        # Go's server refuses a request whose authority is a path.
-        ("grpc.default_authority", "localhost"),
-        ("grpc.use_local_subchannel_pool", 1),
-    ]
-    with grpc.insecure_channel(f"unix:{socket}", options=options) as channel:
-        call = channel.unary_unary(_METHOD)
+    with Channel(f"unix:{socket}", max_response=MAX_ANSWER) as channel:
         try:
-            answer: bytes = call(b"", timeout=seconds)
-        except grpc.RpcError as error:
-            word = error.code().name.lower()
-            detail = clean(error.details() or "", 160)
+            return channel.call(_METHOD, b"", seconds)
+        except Failure as failure:
+            word = failure.code.name.lower()
+            detail = clean(failure.details, 160)
             raise PodResourcesError(word, f"{socket} does not answer: {word}: {detail}") from None
-    return answer
 
 
 def decode(answer: bytes, max_pods: int, max_devices: int) -> Assigned:

@@ -381,6 +381,17 @@ def as_written(config: Config) -> dict[str, Any]:
     return tree
 
 
+def policy_as_written(policy: Policy) -> dict[str, Any]:
+    """A policy as a file could hold it, what is as by default left out."""
+    usual = _written(WorkloadPolicy())
+    rules = [
+        {key: value for key, value in _written(rule).items() if value != usual[key]}
+        for rule in policy.workloads
+    ]
+    by = {} if policy.tenant_by is None else {"tenant_by": policy.tenant_by}
+    return {"workloads": rules, **by}
+
+
 def _written(value: Any) -> Any:
     if isinstance(value, Section):
         return {name: _written(getattr(value, name)) for name in value.__struct_fields__}

@@ -68,18 +68,22 @@ class StateFile:
             if not Path(self.path).exists():
                 return
             with closing(self._open()) as database:
-                workloads = [
-                    _known(row)
-                    for row in database.execute(f"SELECT * FROM workload LIMIT {MAX_WORKLOADS + 1}")
-                ]
-                pairs = [
-                    _pair(row)
-                    for row in database.execute(
-                        "SELECT * FROM pair ORDER BY last_active DESC LIMIT ?", (self._remembered.capacity,)
-                    )
-                ]
-            self._remembered.workloads.update((known.name, known) for known in workloads)
-            self._remembered.pairs.update(((pair.workload, pair.peer), pair) for pair in pairs)
+                self._fill(database)
+
+    def read(self) -> None:
+        """The same for a command: the file is left as it is. Raises StateFileError."""
+        import sqlite3  # noqa: PLC0415 - likewise
+
+        try:
+            # Opened first, for an error that says what is wrong.
+            os.close(os.open(self.path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK))
+            uri = f"{Path(self.path).resolve().as_uri()}?mode=ro"
+            with closing(sqlite3.connect(uri, uri=True, timeout=1.0)) as database:
+                self._fill(database)
+        except OSError as error:
+            raise StateFileError(f"{self.path}: {error.strerror}") from None
+        except (sqlite3.Error, ValueError, TypeError, OverflowError) as error:
+            raise StateFileError(f"{self.path}: is no state of fabrictap: {error}") from None
 
     def take(self) -> Batch:
         """What has changed since the last call. Under the node's lock."""
@@ -120,6 +124,19 @@ class StateFile:
                 database.executemany("INSERT OR REPLACE INTO pair VALUES (?, ?, ?, ?, ?, ?, ?)", batch.pairs)
             outcome.append(True)
         return bool(outcome)
+
+    def _fill(self, database: sqlite3.Connection) -> None:
+        workloads = [
+            _known(row) for row in database.execute("SELECT * FROM workload LIMIT ?", (MAX_WORKLOADS + 1,))
+        ]
+        pairs = [
+            _pair(row)
+            for row in database.execute(
+                "SELECT * FROM pair ORDER BY last_active DESC LIMIT ?", (self._remembered.capacity,)
+            )
+        ]
+        self._remembered.workloads.update((known.name, known) for known in workloads)
+        self._remembered.pairs.update(((pair.workload, pair.peer), pair) for pair in pairs)
 
     def _open(self) -> sqlite3.Connection:
         import sqlite3  # noqa: PLC0415 - 2 MB that an agent without a state file does not need

@@ -91,6 +91,8 @@ class Context:
     series: Mapping[str, Sequence[Series]] = field(default_factory=dict)
     sources: Sequence[SourceState] = ()
     files: Sequence[FileState] = ()
+    #: Ports whose dark egress another detector has judged in this look.
+    judged_ports: set[str] = field(default_factory=set)
     _owners: dict[int | None, Owner] = field(default_factory=dict)
 
     def owner(self, pid: int | None, name: str | None = None) -> Owner:

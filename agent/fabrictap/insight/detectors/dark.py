@@ -93,6 +93,7 @@ class Dark:
             if fresh < least or fresh < settings.dark_share * total:
                 port.episode = None
                 continue
+            context.judged_ports.add(hw_id)
             began = port.episode is None
             if port.episode is None:
                 port.episode = (began_ns, dark)
@@ -103,6 +104,12 @@ class Dark:
             finding = _finding(balance, port, context)
             if finding is not None:
                 yield finding
+
+
+def excused(balance: Balance, context: Context) -> bool:
+    """Whether all that may be behind the dark egress of a port are readers that the policy allows."""
+    found = _candidates(balance, context)
+    return bool(found) and all(one.allowed for one in found)
 
 
 def _candidates(balance: Balance, context: Context) -> list[Candidate]:

@@ -16,7 +16,8 @@ from dataclasses import dataclass
 from statistics import median
 
 from fabrictap import catalog
-from fabrictap.insight.detectors import Context
+from fabrictap.insight.detectors import Balance, Context
+from fabrictap.insight.detectors.dark import excused
 from fabrictap.insight.findings import Finding, Severity, size_text
 from fabrictap.insight.policy import CompiledPolicy, Rule
 from fabrictap.insight.remembered import ALL, DAYS, HOURS, OTHERS, Known, Pair, hour_of
@@ -57,6 +58,7 @@ class Egress:
     def __init__(self) -> None:
         self._counted: dict[Connection, int] = {}
         self._dark: dict[str, tuple[int, int]] = {}
+        self._excused: dict[str, bool] = {}
         self._sources: dict[str, _Source] = {}
         self._policy: CompiledPolicy | None = None
         self._queue: list[Pair] = []
@@ -68,6 +70,7 @@ class Egress:
         if self._policy is not context.policy:
             self._policy = context.policy
             self._sources.clear()
+            self._excused.clear()
             self._held.clear()
         self._count(hour, context)
         context.remembered.sweep(hour)
@@ -94,6 +97,8 @@ class Egress:
         if context.round_done and len(self._counted) > 2 * len(context.ledger.connections) + 1024:
             # More have ended than could be told of.
             self._counted = {one: size for one, size in self._counted.items() if not one.ended}
+        if context.round_done:
+            self._excused.clear()
         for balance in context.balances:
             if balance.direction != "transmit":
                 continue
@@ -101,9 +106,17 @@ class Egress:
             if since_ns != balance.since_ns:
                 before = 0
             self._dark[balance.hw_id] = (balance.since_ns, balance.dark)
-            if balance.dark > before:
+            if balance.dark > before and not self._told(balance, context):
                 name = f"{_DARK}:{balance.hw_id}"
                 context.remembered.sent(name, _UNKNOWN, balance.dark - before, hour)
+
+    def _told(self, balance: Balance, context: Context) -> bool:
+        """Whether dark egress is another finding already, or none. Asked for once in a round of the walk."""
+        if balance.hw_id in context.judged_ports:
+            return True
+        if balance.hw_id not in self._excused:
+            self._excused[balance.hw_id] = excused(balance, context)
+        return self._excused[balance.hw_id]
 
     def _add(self, connection: Connection, hour: int, context: Context) -> None:
         size = sum(size for name, _, size in connection.posted_totals() if name not in _NOT_OUT)

@@ -36,7 +36,7 @@ from fabrictap.series import Series, SeriesTable
 
 _log = logging.getLogger(__name__)
 #: Connections of one look.
-SLICE = 2048
+SLICE = 1024
 #: Share of a core that the detectors may take together.
 SHARE = 0.01
 #: The series that detectors watch are listed anew at most this often.

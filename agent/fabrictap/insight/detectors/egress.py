@@ -89,11 +89,14 @@ class Egress:
         yield from self._held.values()
 
     def _count(self, hour: int, context: Context) -> None:
+        fresh: dict[tuple[str, str], int] = {}
         for connection in context.batch:
-            self._add(connection, hour, context)
+            self._add(connection, fresh, context)
         for connection in context.ended:
-            self._add(connection, hour, context)
+            self._add(connection, fresh, context)
             self._counted.pop(connection, None)
+        for (workload, peer), size in fresh.items():
+            context.remembered.sent(workload, peer, size, hour)
         if context.round_done and len(self._counted) > 2 * len(context.ledger.connections) + 1024:
             # More have ended than could be told of.
             self._counted = {one: size for one, size in self._counted.items() if not one.ended}
@@ -118,14 +121,15 @@ class Egress:
             self._excused[balance.hw_id] = excused(balance, context)
         return self._excused[balance.hw_id]
 
-    def _add(self, connection: Connection, hour: int, context: Context) -> None:
+    def _add(self, connection: Connection, sums: dict[tuple[str, str], int], context: Context) -> None:
         size = sum(size for name, _, size in connection.posted_totals() if name not in _NOT_OUT)
         fresh = size - self._counted.get(connection, 0)
         if fresh <= 0:
             return
         self._counted[connection] = size
         owner = context.owner_of(connection)
-        context.remembered.sent(owner.workload, connection.peer_gid or _UNKNOWN, fresh, hour)
+        key = owner.workload, connection.peer_gid or _UNKNOWN
+        sums[key] = sums.get(key, 0) + fresh
         if owner.workload in self._sources or len(self._sources) < 4096:
             self._sources[owner.workload] = _Source(dict(owner.identity), owner.rule)
 

@@ -258,10 +258,10 @@ cdef class Object:
             raise BpfError(f"attach {name}", c_errno.errno, tuple(_said))
         return _link(link, self)
 
-    def attach_uprobe(self, str name, str path, size_t offset, bint on_return=False):
+    def attach_uprobe(self, str name, str path, size_t offset, bint on_return=False, int pid=-1):
         """Attach a program to every process that runs the instruction at ``offset`` of the file ``path``.
 
-        ``path`` may be ``/proc/self/fd/N``, which attaches to the file that the descriptor holds.
+        With ``pid``, to that process only: no other gets a breakpoint. ``path`` may be ``/proc/self/fd/N``, which attaches to the file that the descriptor holds.
         """
         cdef libbpf.bpf_program *program = self._program(name)
         cdef bytes encoded = os.fsencode(path)
@@ -273,7 +273,7 @@ cdef class Object:
         options.retprobe = on_return
         _said.clear()
         with nogil:
-            link = libbpf.bpf_program__attach_uprobe_opts(program, -1, binary, offset, &options)
+            link = libbpf.bpf_program__attach_uprobe_opts(program, pid, binary, offset, &options)
         if link is NULL:
             raise BpfError(f"attach {name} at {path}+{offset:#x}", c_errno.errno, tuple(_said))
         return _link(link, self)

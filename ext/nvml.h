@@ -149,4 +149,15 @@ static inline uint64_t ft_nvml_count(const struct ft_nvml_field *field, int *goo
 	return 0;
 }
 
+/* When the driver read a field: by itself where that can be, for a thread may be held between call and clock and
+ * a rate over the wrong time be a peak that never was; else now. */
+static inline uint64_t ft_nvml_time(const struct ft_nvml_field *field, uint64_t now_ns)
+{
+	uint64_t when_ns = field->timestamp_us > 0 ? (uint64_t)field->timestamp_us * 1000u : 0;
+
+	if (when_ns > now_ns + 1000000u || when_ns + 2000000000u < now_ns)
+		return now_ns;
+	return when_ns;
+}
+
 #endif

@@ -79,6 +79,7 @@ cdef extern from "nvml.h" nogil:
     void ft_fields_run(ft_call *call)
     void ft_gpm_run(ft_call *call)
     uint64_t ft_nvml_count(const ft_nvml_field *field, int *good)
+    uint64_t ft_nvml_time(const ft_nvml_field *field, uint64_t now_ns)
 
 ctypedef int (*_get_fields)(void *device, int count, ft_nvml_field *fields) noexcept
 ctypedef int (*_gpm_sample)(void *device, void *sample) noexcept
@@ -335,7 +336,7 @@ cdef class Fields(Counters):
     def fold(self, Ring ring, uint64_t now_ns):
         """Fold what the last round was answered. Returns how many fields have no number; all without an answer.
 
-        A sum is brought forward where one of its fields has a number.
+        ``now_ns`` stands for the time of fields that have none, or one that cannot be. A sum is brought forward where one of its fields has a number.
         """
         cdef ft_ring *view = &ring.view
         cdef int failed
@@ -347,15 +348,16 @@ cdef class Fields(Counters):
 
     cdef int _fold(self, ft_ring *view, uint64_t now_ns) noexcept nogil:
         cdef int i, good, failed = 0
-        cdef uint64_t raw
+        cdef uint64_t raw, when_ns = now_ns
         for i in range(self.count):
             if self._self.fields[i].status == FT_NVML_SUCCESS:
                 raw = ft_nvml_count(&self._self.fields[i], &good)
                 if good:
-                    self._observe(view, i, raw, now_ns)
+                    when_ns = ft_nvml_time(&self._self.fields[i], now_ns)
+                    self._observe(view, i, raw, when_ns)
                     continue
             failed += 1
-        self._observe_totals(view, now_ns)
+        self._observe_totals(view, when_ns)
         return failed
 
     @property

@@ -33,6 +33,8 @@ cdef extern from "fold.h" nogil:
         FT_SIZE_SLOTS
         FT_COMM_LEN
         FT_DEVICE_NAME_LEN
+        FT_QP_EX_FUNCTIONS
+        FT_QP_EX_NONE
         FT_QUEUE_SEND
         FT_QUEUE_RECEIVE
         FT_QUEUE_SHARED_RECEIVE
@@ -68,6 +70,9 @@ cdef extern from "fold.h" nogil:
         uint8_t peer_gid[16]
 
     const uint32_t FT_CM_KEY_AT "offsetof(struct ft_cm_record, kind)"
+    cdef struct ft_qp_ex:
+        uint64_t base
+        int32_t functions[20]
 
     cdef struct ft_record:
         uint64_t time_ns
@@ -82,6 +87,7 @@ cdef extern from "fold.h" nogil:
         ft_qp qp
         ft_mr mr
         ft_ah ah
+        ft_qp_ex qp_ex
 
     cdef struct ft_post_key:
         uint64_t context
@@ -139,6 +145,7 @@ LOSSES = (
     "too_many_sges",
     "memory_fault",
     "unknown_handle",
+    "batch_too_long",
 )
 assert len(LOSSES) == FT_LOSS_MAX
 
@@ -236,6 +243,16 @@ cdef class Record:
     def ah_id(self): return self._raw.ah.id
     @property
     def ah_peer_gid(self): return _gid(self._raw.ah.peer_gid)
+
+    @property
+    def qp_ex_functions(self):
+        """Addresses of the functions of a QP_EXTENDED's struct ibv_qp_ex, in the order of its members from
+        wr_atomic_cmp_swp to wr_abort; None where it has none."""
+        return [
+            None if self._raw.qp_ex.functions[index] == FT_QP_EX_NONE
+            else (self._raw.qp_ex.base + self._raw.qp_ex.functions[index]) & 0xFFFFFFFFFFFFFFFF
+            for index in range(FT_QP_EX_FUNCTIONS)
+        ]
 
     def place(self, str device, str gid=None):
         """Name what the probe knew by number only: the RDMA device, and for a QP its own ``gid``."""

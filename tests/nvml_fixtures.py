@@ -98,7 +98,7 @@ class Watched:
 @pytest.fixture(scope="session")
 def built_nvml(tmp_path_factory: pytest.TempPathFactory) -> builder.Built:
     """The compiled stand-ins."""
-    require("compiler", not builder.missing(), builder.missing())
+    require("cc", not builder.missing(), builder.missing())
     return builder.build(tmp_path_factory.mktemp("nvml-double"))
 
 

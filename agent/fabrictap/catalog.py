@@ -402,7 +402,8 @@ LOSS = Attribute(
     "What could not be recorded: buffer_full a control record, table_full posts of a new queue pair, "
     "table_busy likewise, chain_too_long the rest of a chain of work requests, too_many_sges the rest of a "
     "scatter/gather list, memory_fault the rest of a post, wrong_size a record of another version, "
-    "unknown_handle a command on an object that is older than the agent (hook level syscall)",
+    "unknown_handle a command on an object that is older than the agent (hook level syscall), "
+    "batch_too_long posts of ibv_wr_* that were counted before their batch of more than 32 was given up",
     (
         "buffer_full",
         "table_full",
@@ -412,6 +413,7 @@ LOSS = Attribute(
         "memory_fault",
         "wrong_size",
         "unknown_handle",
+        "batch_too_long",
     ),
 )
 WORKLOAD_LOSS = Attribute(

@@ -89,6 +89,9 @@ class Verbs(Section):
     control: Literal["auto", "fexit", "kprobe", "syscall", "off"] = "auto"
     #: Whether posts are counted by uprobes in the provider libraries (about 1 us of the poster's CPU each).
     data: Literal["full", "off"] = "full"
+    #: What becomes of work requests that the provider refuses (a full queue): counted like the others, or
+    #: subtracted, for which each post is stopped on its return too (twice the cost).
+    refused: Literal["count", "subtract"] = "count"
     #: Size of the BPF ring buffer; a power of two and at least a page.
     event_buffer: Size = Size(1 << 20)
     #: Kernel memory for the counters of posted work: one for each process, queue pair and opcode (and

@@ -39,8 +39,9 @@ class Runner:
         self._durations: deque[float] = deque(maxlen=_MOST_DURATIONS)
         #: Seconds between two fast samples, as their cost lets it be; 0 for none.
         self.fast_interval = source.fast_interval if isinstance(source, FastSource) else 0.0
-        #: CPU seconds that a fast sample takes, smoothed.
+        #: CPU seconds that a fast sample takes: the least of the last few.
         self.fast_cost = 0.0
+        self._fast_costs: deque[float] = deque(maxlen=5)
         #: Set once the source has delivered or said why it cannot.
         self.settled = threading.Event()
         self._lock = lock
@@ -152,9 +153,11 @@ class Runner:
         now_ns = time.time_ns()
         with self._lock:
             source.fold_fast(now_ns)
-        cost = time.thread_time() - began
-        self.fast_cost = cost if not self.fast_cost else 0.9 * self.fast_cost + 0.1 * cost
-        self.fast_interval = max(source.fast_interval, self.fast_cost / _FAST_SHARE)
+        self._fast_costs.append(time.thread_time() - began)
+        # One that costs more, as when a device came, says nothing of the next, and is not the last one taken.
+        self.fast_cost = min(self._fast_costs)
+        longest = max(source.fast_interval, self.source.interval / 2)
+        self.fast_interval = min(max(source.fast_interval, self.fast_cost / _FAST_SHARE), longest)
 
     def _note(self, event: Event, text: str) -> None:
         with self._lock:

@@ -28,7 +28,7 @@ enum ft_record_kind {
 	FT_AH_CREATED = 11,
 	FT_CM_SENT = 12,
 	FT_PROCESS_EXITED = 13,	/* and all that it had made ends; only where that is not seen one by one */
-	FT_QP_EXTENDED = 14,	/* software got hold of its ibv_qp_ex: posts may come by ibv_wr_*, unseen */
+	FT_QP_EXTENDED = 14,	/* software got hold of its ibv_qp_ex: posts may come by ibv_wr_* */
 };
 
 /* ft_cm_record.event of FT_CM_SENT */
@@ -75,6 +75,21 @@ struct ft_ah {
 	__u8 peer_gid[FT_GID_LEN];
 };
 
+/*
+ * Functions of a struct ibv_qp_ex, from wr_atomic_cmp_swp to wr_abort in the order of its members, as bytes
+ * from one of them: they lie in one library, and as addresses would not fit.
+ */
+#define FT_QP_EX_FUNCTIONS 20
+#define FT_QP_EX_BASE 18	/* wr_complete */
+#define FT_QP_EX_NONE (-0x7fffffff - 1)	/* this queue pair has none, or it lies elsewhere */
+
+struct ft_qp_ex {
+	__u32 qpn;		/* as in ft_qp */
+	__u32 type;
+	__u64 base;
+	__s32 functions[FT_QP_EX_FUNCTIONS];
+};
+
 /* 224 bytes: the largest member plus who and where; one size, so that the reader needs no table of sizes. */
 struct ft_record {
 	__u64 time_ns;
@@ -92,6 +107,7 @@ struct ft_record {
 		struct ft_qp qp;
 		struct ft_mr mr;
 		struct ft_ah ah;
+		struct ft_qp_ex qp_ex;
 		__u8 reserved[112];
 	};
 };
@@ -120,6 +136,7 @@ enum ft_loss {
 	FT_LOSS_SGE,		/* scatter/gather list longer than the read */
 	FT_LOSS_FAULT,		/* user memory was not readable: the rest of the post is not counted */
 	FT_LOSS_HANDLE,		/* a command on an object that is older than the agent, or that the table forgot */
+	FT_LOSS_BATCH,		/* ibv_wr_*: a long batch was not posted after its beginning had been counted */
 	FT_LOSS_MAX,
 };
 

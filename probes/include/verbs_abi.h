@@ -60,6 +60,15 @@ struct user_sge {
 	__u32 lkey;
 };
 
+/* struct ibv_data_buf */
+struct user_data_buf {
+	__u64 addr;
+	__u64 length;
+};
+
+#define USER_QP_EX_WR_FLAGS 176	/* offset of ibv_qp_ex.wr_flags */
+#define USER_QP_EX_FUNCTIONS 184	/* and of its first function, wr_atomic_cmp_swp */
+
 /* struct ibv_ah_attr, as far as is_global */
 struct user_ah_attr {
 	__u8 dgid[16];

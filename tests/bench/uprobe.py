@@ -77,15 +77,18 @@ def measure() -> list[Result]:
         double = builder.build(Path(work))
         empty = Object(str(_compile_empty(Path(work))))
         empty.load()
-        data = load_data(1 << 20, 1 << 16)
+        data = load_data(1 << 20, 1 << 16, subtract=False)
+        returning = load_data(1 << 20, 1 << 16)
         with Application(double.driver, [max(os.sched_getaffinity(0))]) as application:
             application.tell("device", "bench0")
             application.tell("context", 0)
             application.tell("qp", 0, 17, RC)
-            return _measure(double, empty, data, application)
+            return _measure(double, empty, data, returning, application)
 
 
-def _measure(double: Double, empty: Object, data: Probes, application: Application) -> list[Result]:
+def _measure(
+    double: Double, empty: Object, data: Probes, returning: Probes, application: Application
+) -> list[Result]:
     place = double.place("post_send")
 
     def bare() -> float:
@@ -98,12 +101,18 @@ def _measure(double: Double, empty: Object, data: Probes, application: Applicati
         finally:
             link.close()
 
-    def with_ours() -> float:
-        attach_place(data, place)
+    def with_probes(probes: Probes) -> float:
+        attach_place(probes, place)
         try:
             return _per_call(application)
         finally:
-            data.close()
+            probes.close()
+
+    def with_ours() -> float:
+        return with_probes(data)
+
+    def with_return() -> float:
+        return with_probes(returning)
 
     def with_bpftrace(action: str) -> Callable[[], float]:
         def measure() -> float:
@@ -114,17 +123,19 @@ def _measure(double: Double, empty: Object, data: Probes, application: Applicati
 
     what = "post_send counted, 1 WR with 1 SGE"
     if shutil.which("bpftrace") is None:
-        plain, nothing, ours = alternate(ROUNDS, bare, with_empty, with_ours)
+        plain, nothing, ours, twice = alternate(ROUNDS, bare, with_empty, with_ours, with_return)
         argument = length = None
         absent = " (not installed: apt-get install bpftrace)"
     else:
-        plain, nothing, ours, argument, length = alternate(
-            ROUNDS, bare, with_empty, with_ours,
+        plain, nothing, ours, twice, argument, length = alternate(
+            ROUNDS, bare, with_empty, with_ours, with_return,
             with_bpftrace("@n = count(); @b = sum(arg1);"),
             with_bpftrace("@n = count(); @b = sum(*(uint32*)(*(uint64*)(arg1 + 16) + 8));"),
         )  # fmt: skip
         absent = ""
-    lost = {reason: count for reason, count in data.losses().items() if count}
+    lost = {
+        reason: count for probes in (data, returning) for reason, count in probes.losses().items() if count
+    }
     if lost:
         raise RuntimeError(f"the probe that was measured lost posts: {lost}")
     return [
@@ -134,4 +145,5 @@ def _measure(double: Double, empty: Object, data: Probes, application: Applicati
         ),
         Result(f"{what} (3)", "ns", ours, length, f"bpftrace count() + sum(SGE length){absent}", None),
         Result(f"{what} (4)", "ns", ours, plain, "no uprobe", None),
+        Result(f"{what}, less what is refused", "ns", twice, nothing, "empty uprobe", None),
     ]

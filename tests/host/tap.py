@@ -26,19 +26,26 @@ class Count:
 
 
 class Tap:
-    """Loaded and attached; close it before the next is opened. Counters are those of ``pid``."""
+    """Loaded, and attached to ``double``; close it before the next is opened. Counters are of one ``pid``."""
 
     def __init__(
         self,
-        double: Double,
+        double: Double | None,
         post_memory: int = 16 << 20,
         event_buffer: int = 1 << 20,
         *,
         bounded: bool = False,
+        returns: bool | None = True,
+        subtract: bool = True,
     ) -> None:
-        self.probes = load_data(post_memory, event_buffer, bounded=bounded)
-        for function in (*FUNCTIONS, "create_ah"):
-            attach_place(self.probes, double.place(function))
+        self.probes = load_data(
+            post_memory, event_buffer, bounded=bounded, returns=returns, subtract=subtract
+        )
+        if double is not None:
+            for function in (*FUNCTIONS, "create_ah"):
+                attach_place(self.probes, double.place(function))
+            for place in double.extended():
+                attach_place(self.probes, place)
         assert self.probes.refused == {}
         self.map = self.probes.object.map("posts")
         self.posts = Posts(in_memory(1), self.map.max_entries)

@@ -217,11 +217,63 @@ def test_unreadable_memory_is_a_counted_loss_and_disturbs_nothing_else(tap, appl
     assert tap.lost() == {"memory_fault": 1}
 
 
-def test_posts_that_the_provider_refuses_count_as_posted(tap, application):
-    """The probe is at the entry: what was refused later is not known there, and docs say so."""
-    contexts = one_qp(application)
-    application.tell("fail", errno.ENOMEM, 2)
-    application.send(0, chain=5)
+@pytest.mark.parametrize("bounded", [False, True])
+@pytest.mark.parametrize("accepted", [0, 1, 2, 4, 5, 6])
+def test_of_a_chain_that_fails_what_the_provider_took_is_counted(bpf, double, bounded, accepted):
+    with Tap(double, bounded=bounded) as tap, Application(double.driver) as application:
+        contexts = a_cluster_node(application)
+        application.tell("fail", errno.ENOMEM, accepted)
+        for chain in (1, 2, 5, 60):
+            application.send(0, chain=chain, sges=3)
+            application.recv(1, chain=chain)
+            application.tell("shared", 0, 1, chain, 1, 50)
+        application.tell("fail", 0, 0)
+        application.send(0, chain=7)
+        assert_equal(tap, application, contexts)
+
+
+def test_at_the_entry_alone_what_the_provider_refuses_is_counted_too(bpf, double):
+    """For kernels whose return probes are not safe; and no peers of datagrams there."""
+    with Tap(double, returns=False) as tap, Application(double.driver) as application:
+        contexts = a_cluster_node(application)
+        application.tell("limits", CHAIN_LIMIT, SGE_LIMIT)
+        for qp in (0, 1):
+            application.send(qp, times=3, chain=70, sges=3)
+            application.recv(qp, times=2, chain=5)
+        application.tell("shared", 0, 1, 4, 1, 50)
+        application.tell("extend", 0)
+        application.tell("batch", 0, 5, 3, 2, 0, 2, 10, -1, 0, 1, 0)
+        assert_equal(tap, application, contexts)
+        application.tell("fail", errno.ENOMEM, 1)
+        application.send(0, chain=5)
+        assert [count.totals[0] for count in tap.counters(application.pid).values()] == [3 * 70 + 5]
+        assert not any(name.endswith("_return") for name in tap.probes.attached)
+
+
+@pytest.mark.parametrize("bounded", [False, True])
+def test_posts_that_are_counted_when_they_are_made_are_stopped_once(bpf, double, bounded):
+    with Tap(double, bounded=bounded, subtract=False) as tap, Application(double.driver) as application:
+        contexts = a_cluster_node(application)
+        application.tell("limits", CHAIN_LIMIT, SGE_LIMIT)
+        for qp in (0, 1):
+            for chain in (1, 2, 5, 60):
+                application.send(qp, times=3, chain=chain, sges=3)
+                application.recv(qp, times=2, chain=chain)
+        application.tell("shared", 0, 1, 4, 1, 50)
+        assert_equal(tap, application, contexts)
+        application.tell("fail", errno.ENOMEM, 1)
+        application.send(0, chain=5)
+        posted = 3 * (1 + 2 + 5 + 60)
+        assert [count.totals[0] for count in tap.counters(application.pid).values()] == [posted + 5]
+        returned = {name for name, count in tap.probes.attached.items() if count and "_return" in name}
+        assert returned == {"create_ah_return"}
+
+
+def test_counts_are_exact_while_posts_fail_in_many_threads(tap, application):
+    contexts = a_cluster_node(application)
+    application.tell("limits", CHAIN_LIMIT, SGE_LIMIT)
+    application.tell("fail", errno.ENOMEM, 3)
+    application.tell("mixed", 7, 8, 2000)
     assert_equal(tap, application, contexts)
 
 

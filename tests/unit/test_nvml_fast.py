@@ -181,6 +181,26 @@ def test_the_peak_is_that_of_the_busiest_tick(watch):
     assert link.average == pytest.approx(average, rel=1e-3)
 
 
+def test_a_thread_that_is_held_between_call_and_clock_makes_no_peak(watch):
+    watched = watch("hgx-h100")
+    watched.start()
+    cell = watched.node.field(0, 138, 0).rate(1_000_000)
+    held = random.Random(5)
+    watched.source.fast._wall = lambda: watched.node.now_ns + held.randrange(0, 90_000_000)
+    watched.fast()
+    ring = watched.table.ring
+    ring.tick(watched.node.now_ns)
+    ring.interval(watched.node.now_ns)
+    for _ in range(50):
+        watched.fast()
+    ring.tick(watched.node.now_ns)
+    ring.interval(watched.node.now_ns)
+    way = {"hw__id": watched.gpu(0), "network__io__direction": "transmit", "gpu__nvlink__link": 0}
+    (series,) = watched.find(NVLINK_IO, **way)
+    assert series.value == KIB * cell.get()
+    assert series.peak == pytest.approx(1_000_000 * KIB, rel=1e-6)
+
+
 def test_fields_that_the_driver_does_not_have_are_not_asked_for_again_soon(watch):
     watched = watch("l40s")
     watched.start()
@@ -338,3 +358,13 @@ def test_the_fields_coming_back_end_what_stood_in_for_them(watch):
     seconds(watched, 21)
     assert watched.find(GPU_THROUGHPUT, **where) == []
     assert watched.values(GPU_IO, "fabrictap.provider", **where) == {"nvml": 5}
+
+
+def test_without_a_fast_tier_the_counters_are_read_with_everything_else(watch):
+    watched = watch("hgx-h100", fast_interval=0.0)
+    watched.source.open()
+    for _ in range(3):
+        watched.slow(10)
+    check(watched, 8, 18)
+    watched.slow(10)
+    check(watched, 8, 18)

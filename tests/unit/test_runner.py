@@ -280,3 +280,16 @@ def test_fast_samples_that_cost_much_come_more_rarely():
     assert running.join(5)
     assert running.fast_interval >= 0.2  # 2 ms are 1 % of that
     assert source.times[1] - source.times[0] >= 0.15e9
+
+
+def test_one_fast_sample_that_costs_much_does_not_end_the_others():
+    source = Bursty(0.02)
+    source.interval = 0.2
+    running = Runner(source, threading.Lock(), journal())
+    running.start()
+    eventually(lambda: source.times, "a fast sample comes")
+    source.cost = 0
+    eventually(lambda: len(source.times) >= 20, "they come often again")
+    running.stop()
+    assert running.join(5)
+    assert running.fast_interval < 0.1

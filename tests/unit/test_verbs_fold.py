@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from doubles import raw_records as raw
-from doubles.verbs_node import DEVICE, HERE, INIT, RTR, RTS, THERE, Node, created, destroyed, modified
+from doubles.verbs_node import DEVICE, HERE, INIT, RTR, RTS, SECOND, THERE, Node, created, destroyed, modified
 from fabrictap import catalog
 from fabrictap.ext import records
 from fabrictap.ledger.connections import Connection, Coverage
@@ -50,6 +50,21 @@ def test_a_modify_that_failed_changed_nothing(node):
     node.fold(created(), modified(INIT), modified(RTR, result=-22))
     connection = node.connection()
     assert (connection.state, connection.peer_gid, connection.receiver) == ("init", None, None)
+
+
+@pytest.mark.parametrize(
+    ("seconds", "kind"),
+    # Since when the functions of its ibv_qp_ex are probed, from now; None: they are not.
+    [(-1, "exact"), (0.5, "since"), (None, "control_only")],
+)
+def test_a_queue_pair_of_the_extended_api_is_seen_as_well_as_that_is_probed(node, seconds, kind):
+    node.fold(created())
+    moment = None if seconds is None else node.now + int((1 + seconds) * SECOND)
+    told = raw.qp(records.QP_EXTENDED, DEVICE, 17)
+    node.fold(told, extended={} if moment is None else {(DEVICE, 17): moment})
+    coverage = node.connection().coverage
+    assert coverage.kind == kind
+    assert coverage.since_ns == (moment if kind == "since" else None)
 
 
 def listed(node: Node) -> Connection:

@@ -264,20 +264,6 @@ def test_malformed_verbs_ioctls_disturb_nothing_at_level_syscall(machine: Machin
     assert "Traceback" not in agent.log
 
 
-def test_extended_api_is_not_passed_off_as_nothing_posted(machine: Machine, agent: Agent) -> None:
-    """ibv_wr_* is not counted yet: the flow says so and carries no zero."""
-    agent.start()
-    traffic = perftest(machine, "ibv_rc_pingpong", "-N", "-n", "50")
-    exported = wait_for(
-        agent, "flows", lambda e: len(e.spans_named("rdma.flow", pid=traffic.client_pid)) == 2
-    )
-    for span in exported.spans_named("rdma.flow", pid=traffic.client_pid):
-        assert span["fabrictap.coverage"] == "control_only"
-        assert "rdma.flow.io" not in span.attributes
-        assert span["rdma.flow.identity"] == "exact"
-    agent.stop()
-
-
 def test_without_the_control_path_netlink_knows_the_connections(machine: Machine, agent: Agent) -> None:
     agent.settings += ("sources.verbs.control=off", "sources.rdma_netlink.interval=1s")
     agent.start()

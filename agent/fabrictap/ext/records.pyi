@@ -58,6 +58,7 @@ class Record:
     mr_rkey: int
     ah_id: int
     ah_peer_gid: str | None
+    qp_ex_functions: list[int | None]
     def place(self, device: str, gid: str | None = None) -> None: ...
 
 class PostKey:

@@ -243,7 +243,13 @@ def _providers() -> Iterator[Check]:
     for subject, problem in report.problems.items():
         fix = "apt-get install ibverbs-providers" if subject.startswith("lib") else ""
         yield Check(f"provider of {subject}", "missing", problem, "its posted bytes are not counted", fix)
+    extended = [place for place in report.places if place.function in providers.EXTENDED]
+    for library in sorted({place.file for place in extended}):
+        count = len([place for place in extended if place.file == library])
+        yield Check("ibv_wr_*", "ok", f"{library}, {count} functions")
     for place in report.places:
+        if place in extended:
+            continue
         found = f"{place.file} + {place.offset:#x}"
         cost = ""
         try:

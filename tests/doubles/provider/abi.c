@@ -52,6 +52,18 @@ SAME(user_ah_attr, ibv_ah_attr, dlid, dlid);
 SAME(user_ah_attr, ibv_ah_attr, is_global, is_global);
 _Static_assert(sizeof(struct user_ah_attr) <= sizeof(struct ibv_ah_attr), "a read beyond the attributes");
 
+SAME(user_data_buf, ibv_data_buf, addr, addr);
+SAME(user_data_buf, ibv_data_buf, length, length);
+_Static_assert(sizeof(struct user_data_buf) == sizeof(struct ibv_data_buf), "user_data_buf");
+_Static_assert(offsetof(struct ibv_qp_ex, wr_flags) == USER_QP_EX_WR_FLAGS, "wr_flags");
+_Static_assert(offsetof(struct ibv_qp_ex, wr_atomic_cmp_swp) == USER_QP_EX_FUNCTIONS, "wr_atomic_cmp_swp");
+_Static_assert(offsetof(struct ibv_qp_ex, wr_complete) == USER_QP_EX_FUNCTIONS + 8 * FT_QP_EX_BASE, "wr_complete");
+_Static_assert(offsetof(struct ibv_qp_ex, wr_abort) == USER_QP_EX_FUNCTIONS + 8 * (FT_QP_EX_FUNCTIONS - 1),
+	       "wr_abort");
+_Static_assert(offsetof(struct ibv_qp_ex, qp_base) == 0, "qp_base");
+_Static_assert(offsetof(struct ft_record, qp_ex.qpn) == offsetof(struct ft_record, qp.qpn) &&
+	       offsetof(struct ft_record, qp_ex.type) == offsetof(struct ft_record, qp.type), "ft_qp_ex");
+
 _Static_assert(offsetof(struct ibv_context, device) == USER_CONTEXT_DEVICE, "ibv_context.device");
 _Static_assert(offsetof(struct ibv_device, name) == USER_DEVICE_NAME, "ibv_device.name");
 _Static_assert(sizeof(((struct ibv_device *)0)->name) == FT_DEVICE_NAME_LEN, "FT_DEVICE_NAME_LEN");
@@ -66,4 +78,15 @@ _Static_assert(offsetof(struct ibv_context, ops.post_send) == HELPER_POST_SEND, 
 _Static_assert(offsetof(struct ibv_context, ops.post_recv) == HELPER_POST_RECV, "post_recv");
 _Static_assert(offsetof(struct ibv_context, ops.post_srq_recv) == HELPER_POST_SRQ_RECV, "post_srq_recv");
 _Static_assert(offsetof(struct ibv_device, name) == HELPER_DEVICE_NAME, "name");
+_Static_assert(sizeof(struct ibv_context) == HELPER_CONTEXT_SIZE, "ibv_context");
+_Static_assert(offsetof(struct ibv_context, abi_compat) == HELPER_ABI_COMPAT, "abi_compat");
+_Static_assert((long)offsetof(struct verbs_context, create_qp_ex) - (long)offsetof(struct verbs_context, context) ==
+	       HELPER_CREATE_QP_EX, "create_qp_ex");
+_Static_assert(offsetof(struct ibv_qp_init_attr_ex, send_cq) == 8 && offsetof(struct ibv_qp_init_attr_ex, cap) == 32 &&
+	       offsetof(struct ibv_qp_init_attr_ex, qp_type) == 52 &&
+	       offsetof(struct ibv_qp_init_attr_ex, comp_mask) == 60 &&
+	       offsetof(struct ibv_qp_init_attr_ex, pd) == 64 &&
+	       offsetof(struct ibv_qp_init_attr_ex, send_ops_flags) == 128 &&
+	       sizeof(struct ibv_qp_init_attr_ex) == 136, "ibv_qp_init_attr_ex");
+_Static_assert(IBV_QP_INIT_ATTR_PD == 1 << 0 && IBV_QP_INIT_ATTR_SEND_OPS_FLAGS == 1 << 6, "comp_mask");
 #endif

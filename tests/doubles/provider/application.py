@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import subprocess
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -15,12 +15,20 @@ NO_HANDLE = -1
 
 
 class Application:
-    """Runs until it is closed. ``cpus`` confines it, so that its threads preempt each other there."""
+    """Runs until it is closed. ``cpus`` confines it, so that its threads preempt each other there;
+    ``driver`` may be a command that ends in becoming it."""
 
-    def __init__(self, driver: Path, cpus: Iterable[int] | None = None) -> None:
+    def __init__(
+        self,
+        driver: Path | list[str],
+        cpus: Iterable[int] | None = None,
+        environment: Mapping[str, str] | None = None,
+    ) -> None:
         self._process = subprocess.Popen(
-            [driver], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, bufsize=1
-        )
+            driver if isinstance(driver, list) else [driver],
+            stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, bufsize=1,
+            env={**os.environ, **(environment or {})},
+        )  # fmt: skip
         self.pid = self._process.pid
         if cpus is not None:
             os.sched_setaffinity(self.pid, cpus)

@@ -1,4 +1,4 @@
-"""Compiles the stand-in provider, its application and its libibverbs."""
+"""Compiles the stand-in provider, its libibverbs and its application."""
 
 from __future__ import annotations
 
@@ -9,11 +9,13 @@ from pathlib import Path
 
 from doubles.provider import elf
 from fabrictap.sources.verbs import provider_helper
-from fabrictap.sources.verbs.providers import Place
+from fabrictap.sources.verbs.providers import EXTENDED, Place
 
 HERE = Path(__file__).parent
 INCLUDE = HERE.parents[2] / "probes" / "include"
 HEADER = Path("/usr/include/infiniband/verbs.h")
+#: As providers are named; its application finds it and libibverbs beside each other.
+PROVIDER = "libstandin-rdmav34.so"
 FUNCTIONS = ("post_send", "post_recv", "post_srq_recv")
 #: First instructions of a provider's functions, by what a uprobe there costs.
 ENTRIES = {
@@ -46,6 +48,7 @@ class Double:
     """A compiled stand-in: ``library`` is the provider, ``driver`` the application."""
 
     library: Path
+    libibverbs: Path
     driver: Path
 
     def place(self, function: str) -> Place:
@@ -53,38 +56,59 @@ class Double:
         status = self.library.stat()
         return Place(function, str(self.library), "", status.st_ino, elf.exported(self.library)[function])
 
+    def extended(self) -> list[Place]:
+        """The functions of the extended API."""
+        symbols = _symbols(self.library)
+        inode = self.library.stat().st_ino
+        return [
+            Place(name, str(self.library), "", inode, symbols[symbol])
+            for name, symbol in (*_EXTENDED.items(), *_ALSO.items())
+        ]
+
+
+#: The stand-in's functions of the extended API (extended.c), which are not exported, by our program's name.
+_EXTENDED = {
+    **{name: name.removeprefix("wr_") for name in EXTENDED},
+    "wr_send": "send_",
+    "wr_abort": "abort_",
+}
+_ALSO = {"wr_set_sge": "set_sge_of_ud"}
+
 
 def _compile(*arguments: str | Path) -> None:
     subprocess.run(["cc", *_FLAGS, *map(str, arguments)], check=True)
 
 
+def _symbols(library: Path) -> dict[str, int]:
+    """Address of every function, exported or not, which is its file offset too in this library's text."""
+    listed = subprocess.run(["nm", str(library)], check=True, capture_output=True, text=True).stdout
+    fields = [line.split() for line in listed.splitlines()]
+    return {field[2]: int(field[0], 16) for field in fields if len(field) == 3 and field[1] in "tT"}
+
+
 def build(directory: Path, entry: str = "push") -> Double:
-    """The provider with first instructions ``entry`` (of ENTRIES), and the application linked to it."""
+    """The provider with first instructions ``entry`` (of ENTRIES), libibverbs, and the application."""
     directory.mkdir(parents=True, exist_ok=True)
-    library, driver = directory / "libstandin.so", directory / "driver"
+    double = Double(directory / PROVIDER, directory / "libibverbs.so.1", directory / "driver")
+    rpath = f"-Wl,-rpath,{directory}"
     _compile(
-        f'-DENTRY="{ENTRIES[entry]}"', "-shared", "-fPIC", "-Wl,-soname,libstandin.so",
-        HERE / "provider.c", "-o", library,
+        f'-DENTRY="{ENTRIES[entry]}"', "-shared", "-fPIC", f"-Wl,-soname,{PROVIDER}",
+        HERE / "provider.c", HERE / "extended.c", "-o", double.library,
     )  # fmt: skip
-    sources = [HERE / name for name in ("driver.c", "workload.c", "tally.c")]
-    _compile(*sources, library, "-pthread", f"-Wl,-rpath,{directory}", "-o", driver)
-    return Double(library, driver)
-
-
-def build_libibverbs(double: Double) -> Path:
-    """The stand-in of libibverbs.so.1 over ``double``'s provider, beside it."""
-    library = double.library.parent / "libibverbs.so.1"
     _compile(
-        "-shared", "-fPIC", "-Wl,-soname,libibverbs.so.1", HERE / "libibverbs.c", double.library,
-        f"-Wl,-rpath,{double.library.parent}", "-o", library,
+        "-shared", "-fPIC", "-Wl,-soname,libibverbs.so.1", HERE / "libibverbs.c", double.library, rpath,
+        "-o", double.libibverbs,
     )  # fmt: skip
-    return library
+    sources = [HERE / name for name in ("driver.c", "workload.c", "batch.c", "tally.c")]
+    _compile(*sources, double.library, double.libibverbs, "-pthread", rpath, "-o", double.driver)
+    return double
 
 
 def check_abi() -> None:
     """Compile abi.c. Raises CalledProcessError where an offset of ours is not the header's."""
     offsets = {f"HELPER_{name.upper()}": offset for name, offset in provider_helper._OPS.items()}
-    offsets["HELPER_DEVICE_NAME"] = provider_helper._DEVICE_NAME
+    for name in ("DEVICE_NAME", "CONTEXT_SIZE", "ABI_COMPAT", "CREATE_QP_EX"):
+        offsets[f"HELPER_{name}"] = getattr(provider_helper, f"_{name}")
     defines = [f"-D{name}={value}" for name, value in offsets.items()]
     subprocess.run(
         ["cc", *_FLAGS, f"-I{INCLUDE}", *defines, "-fsyntax-only", str(HERE / "abi.c")],

@@ -5,7 +5,11 @@
  *
  *   limits CHAIN LIST              see struct world
  *   device NAME | context DEVICE   what they make is numbered from 0; the answer of context is its address
+ *   uverbs CONTEXT PATH            opens PATH and makes it the context's command descriptor
+ *   forge CONTEXT                  its post_send points into the middle of an instruction
  *   qp CONTEXT QPN TYPE | srq CONTEXT HANDLE
+ *   extend QP                      gives it the extended API and takes its struct ibv_qp_ex, as applications do
+ *   batch QP TIMES MESSAGES OPCODE FLAGS SGES LENGTH HANDLE PEER SETTER ABORT   posts by that API
  *   ah GLOBAL LAST                 address handle with GID fe80::LAST, or without GRH; answers how many there are
  *   rewind                         the next handle gets the first one's address
  *   send QP TIMES CHAIN OPCODE FLAGS SGES LENGTH HANDLE PEER
@@ -17,6 +21,7 @@
  *   counts                         what was tallied since the start
  */
 #include <arpa/inet.h>
+#include <fcntl.h>
 #include <inttypes.h>
 #include <pthread.h>
 #include <stdio.h>
@@ -114,7 +119,7 @@ static void measure(uint32_t calls)
 	uint64_t cpu = nanoseconds(CLOCK_THREAD_CPUTIME_ID), wall = nanoseconds(CLOCK_MONOTONIC);
 
 	for (uint32_t i = 0; i < calls; i++)
-		ibv_post_send(&world.qps[0], &wr, &bad);
+		ibv_post_send(&world.qps[0].qp_base, &wr, &bad);
 	wall = nanoseconds(CLOCK_MONOTONIC) - wall;
 	cpu = nanoseconds(CLOCK_THREAD_CPUTIME_ID) - cpu;
 	printf("{\"cpu\":%" PRIu64 ",\"wall\":%" PRIu64 "}\n", cpu, wall);
@@ -123,7 +128,7 @@ static void measure(uint32_t calls)
 static int make_handle(int global, unsigned int last)
 {
 	struct ibv_ah_attr attr = { .is_global = (uint8_t)global, .port_num = 1 };
-	struct ibv_pd pd = { .context = &world.contexts[0] };
+	struct ibv_pd pd = { .context = world.contexts[0] };
 
 	attr.grh.dgid.raw[0] = 0xfe;
 	attr.grh.dgid.raw[1] = 0x80;
@@ -138,7 +143,7 @@ static int obey(char *line)
 	struct shape shape = { .handle = -1 };
 	unsigned int queue, times, chain, a, b;
 	uint64_t seed;
-	char word[64];
+	char word[64], path[256];
 
 	if (sscanf(line, "limits %u %u", &a, &b) == 2) {
 		world.chain_limit = a;
@@ -146,18 +151,30 @@ static int obey(char *line)
 	} else if (sscanf(line, "device %63s", word) == 1) {
 		strcpy(world.devices[world.device_count++].name, word);
 	} else if (sscanf(line, "context %u", &a) == 1) {
-		struct ibv_context *context = &world.contexts[world.context_count++];
+		struct ibv_context *context = stand_in_open(&world.devices[a]);
 
-		context->device = &world.devices[a];
-		context->ops.post_send = post_send;
-		context->ops.post_recv = post_recv;
-		context->ops.post_srq_recv = post_srq_recv;
+		world.contexts[world.context_count++] = context;
 		return printf("%" PRIuPTR "\n", (uintptr_t)context);
+	} else if (sscanf(line, "uverbs %u %255s", &a, path) == 2) {
+		world.contexts[a]->cmd_fd = open(path, O_RDWR | O_CLOEXEC);
+		if (world.contexts[a]->cmd_fd < 0)
+			return 0;
+	} else if (sscanf(line, "forge %u", &a) == 1) {
+		world.contexts[a]->ops.post_send = (void *)((char *)post_send + 1);
 	} else if (sscanf(line, "qp %u %u %u", &queue, &a, &b) == 3) {
-		world.qps[world.qp_count++] = (struct ibv_qp){ .context = &world.contexts[queue], .qp_num = a,
-							       .qp_type = b };
+		world.qps[world.qp_count++].qp_base =
+			(struct ibv_qp){ .context = world.contexts[queue], .qp_num = a, .qp_type = b };
+	} else if (sscanf(line, "extend %u", &queue) == 1) {
+		stand_in_extend(&world.qps[queue]);
+		world.extended[world.extended_count++] = (int)queue;
+		return printf("%d\n", ibv_qp_to_qp_ex(&world.qps[queue].qp_base) == &world.qps[queue]);
+	} else if (sscanf(line, "batch %u %u %u %u %u %u %u %d %u %u %u", &queue, &times, &chain, &shape.opcode,
+			  &shape.flags, &shape.sges, &shape.length, &shape.handle, &shape.peer_qpn, &a,
+			  &b) == 11) {
+		while (times--)
+			post_batch(&world, &total, (int)queue, chain, &shape, a, (int)b);
 	} else if (sscanf(line, "srq %u %u", &queue, &a) == 2) {
-		world.srqs[world.srq_count++] = (struct ibv_srq){ .context = &world.contexts[queue],
+		world.srqs[world.srq_count++] = (struct ibv_srq){ .context = world.contexts[queue],
 								  .handle = a };
 	} else if (sscanf(line, "ah %u %u", &a, &b) == 2) {
 		return printf("%d\n", make_handle((int)a, b));
@@ -178,7 +195,7 @@ static int obey(char *line)
 		mixed(seed, a, b);
 	} else if (sscanf(line, "fail %d %u", &stand_in_error, &stand_in_accepts) == 2) {
 	} else if (sscanf(line, "bad %63s %u", word, &queue) == 2) {
-		bad_post(word, &world.qps[queue]);
+		bad_post(word, &world.qps[queue].qp_base);
 	} else if (sscanf(line, "time %u", &a) == 1) {
 		measure(a);
 		return 1;
@@ -196,6 +213,10 @@ int main(void)
 {
 	char line[512];
 
+	/* On the heap, where applications and libraries have them. */
+	world.qps = calloc(MAX_QUEUES, sizeof(*world.qps));
+	if (!world.qps)
+		return 1;
 	while (fgets(line, sizeof(line), stdin)) {
 		line[strcspn(line, "\n")] = 0;
 		if (!obey(line))

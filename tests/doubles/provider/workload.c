@@ -5,7 +5,7 @@
 #include <stdlib.h>
 
 /* xorshift64*: a seed makes the same workload on every machine. */
-static uint32_t below(struct rng *rng, uint32_t bound)
+uint32_t below(struct rng *rng, uint32_t bound)
 {
 	rng->state ^= rng->state >> 12;
 	rng->state ^= rng->state << 25;
@@ -62,7 +62,7 @@ struct lists {
 };
 
 static struct request fill(struct ibv_sge *list, uint32_t count, uint32_t length, struct rng *rng,
-			   const struct world *world, struct tally *tally)
+			   const struct world *world)
 {
 	struct request request = { .sges = count };
 
@@ -73,7 +73,6 @@ static struct request fill(struct ibv_sge *list, uint32_t count, uint32_t length
 		if (i < world->list_limit)
 			request.bytes += list[i].length;
 	}
-	tally->long_lists += count > world->list_limit;
 	return request;
 }
 
@@ -89,10 +88,12 @@ static void *allocate(size_t count, size_t size)
 static void sends(struct world *world, struct tally *tally, int queue, uint32_t chain, struct shape shape,
 		  struct rng *rng)
 {
-	struct ibv_qp *qp = &world->qps[queue];
+	struct ibv_qp *qp = &world->qps[queue].qp_base;
 	struct ibv_send_wr *wrs = allocate(chain, sizeof(*wrs)), *bad = NULL;
 	struct lists lists = { allocate((size_t)chain * (rng ? 70 : shape.sges), sizeof(struct ibv_sge)), 0 };
-	struct tally none = { 0 };
+	struct tally_key *keys = allocate(chain, sizeof(*keys));
+	struct request *requests = allocate(chain, sizeof(*requests));
+	int refused;
 
 	for (uint32_t i = 0; i < chain; i++) {
 		struct tally_key key = { (uintptr_t)qp->context, qp->qp_num, 0, 0, qp->qp_type, 0, 0 };
@@ -102,8 +103,7 @@ static void sends(struct world *world, struct tally *tally, int queue, uint32_t 
 		if (rng)
 			shape = random_shape(rng, world);
 		lists.used += shape.sges;
-		request = fill(list, shape.sges, shape.length, rng, world,
-			       i < world->chain_limit ? tally : &none);
+		request = fill(list, shape.sges, shape.length, rng, world);
 		wrs[i].wr_id = i;
 		wrs[i].next = i + 1 < chain ? &wrs[i + 1] : NULL;
 		wrs[i].sg_list = list;
@@ -121,11 +121,20 @@ static void sends(struct world *world, struct tally *tally, int queue, uint32_t 
 		}
 		request.inlined = !!(shape.flags & IBV_SEND_INLINE);
 		request.signaled = !!(shape.flags & IBV_SEND_SIGNALED);
-		if (i < world->chain_limit)
-			tally_add(tally, &key, &request);
+		keys[i] = key;
+		requests[i] = request;
 	}
-	tally->long_chains += chain > world->chain_limit;
-	ibv_post_send(qp, wrs, &bad);
+	refused = ibv_post_send(qp, wrs, &bad);
+	for (uint32_t i = 0; i < chain && !(refused && &wrs[i] == bad); i++) {
+		if (i == world->chain_limit) {
+			tally->long_chains++;
+			break;
+		}
+		tally_add(tally, &keys[i], &requests[i]);
+		tally->long_lists += requests[i].sges > world->list_limit;
+	}
+	free(keys);
+	free(requests);
 	free(wrs);
 	free(lists.sges);
 }
@@ -133,33 +142,36 @@ static void sends(struct world *world, struct tally *tally, int queue, uint32_t 
 static void receives(struct world *world, struct tally *tally, int queue, uint32_t chain, struct shape shape,
 		     struct rng *rng, int shared)
 {
-	struct ibv_qp *qp = &world->qps[queue];
+	struct ibv_qp *qp = &world->qps[queue].qp_base;
 	struct ibv_srq *srq = &world->srqs[queue];
 	struct tally_key key = { (uintptr_t)qp->context, qp->qp_num, 128, 1, qp->qp_type, 0, 0 };
 	struct ibv_recv_wr *wrs = allocate(chain, sizeof(*wrs)), *bad = NULL;
 	struct lists lists = { allocate((size_t)chain * (rng ? 70 : shape.sges), sizeof(struct ibv_sge)), 0 };
-	struct tally none = { 0 };
+	struct request *requests = allocate(chain, sizeof(*requests));
+	int refused;
 
 	if (shared)
 		key = (struct tally_key){ (uintptr_t)srq->context, srq->handle, 128, 2, 0, 0, 0 };
 	for (uint32_t i = 0; i < chain; i++) {
 		uint32_t count = rng ? random_sges(rng) : shape.sges;
 		struct ibv_sge *list = lists.sges + lists.used;
-		struct request request;
 
 		lists.used += count;
-		request = fill(list, count, shape.length, rng, world, i < world->chain_limit ? tally : &none);
+		requests[i] = fill(list, count, shape.length, rng, world);
 		wrs[i].next = i + 1 < chain ? &wrs[i + 1] : NULL;
 		wrs[i].sg_list = list;
 		wrs[i].num_sge = (int)count;
-		if (i < world->chain_limit)
-			tally_add(tally, &key, &request);
 	}
-	tally->long_chains += chain > world->chain_limit;
-	if (shared)
-		ibv_post_srq_recv(srq, wrs, &bad);
-	else
-		ibv_post_recv(qp, wrs, &bad);
+	refused = shared ? ibv_post_srq_recv(srq, wrs, &bad) : ibv_post_recv(qp, wrs, &bad);
+	for (uint32_t i = 0; i < chain && !(refused && &wrs[i] == bad); i++) {
+		if (i == world->chain_limit) {
+			tally->long_chains++;
+			break;
+		}
+		tally_add(tally, &key, &requests[i]);
+		tally->long_lists += requests[i].sges > world->list_limit;
+	}
+	free(requests);
 	free(wrs);
 	free(lists.sges);
 }
@@ -187,6 +199,10 @@ void post_mixed(struct world *world, struct tally *tally, uint64_t seed, uint32_
 	for (uint32_t i = 0; i < posts; i++) {
 		uint32_t kind = below(&rng, 10), chain = random_chain(&rng);
 
+		if (world->extended_count && kind > 4) {
+			post_random_batch(world, tally, world->extended[below(&rng, world->extended_count)], &rng);
+			continue;
+		}
 		if (kind == 0 && world->srq_count)
 			receives(world, tally, below(&rng, world->srq_count), chain, shape, &rng, 1);
 		else if (kind <= 2)

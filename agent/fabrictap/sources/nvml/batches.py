@@ -11,8 +11,9 @@ from fabrictap.ext.nvml import Fields, Gpm
 from fabrictap.ledger.providers import GPM, NVML, Providers
 from fabrictap.series import SeriesTable
 from fabrictap.sources.nvml import wanted
+from fabrictap.sources.nvml.batch import Batch, Desk
 from fabrictap.sources.nvml.devices import Device
-from fabrictap.sources.nvml.fast import GPM_INTERVAL, Batch, Desk, Fast
+from fabrictap.sources.nvml.fast import GPM_INTERVAL, Fast
 from fabrictap.sources.nvml.library import Library, NvmlFailed
 
 _log = logging.getLogger(__name__)

@@ -17,8 +17,8 @@ from fabrictap.ledger.gpus import Gpu
 from fabrictap.ledger.providers import Figure
 from fabrictap.series import AttributeValue
 from fabrictap.sources.nvml import fields
+from fabrictap.sources.nvml.batch import Candidate, Wanted
 from fabrictap.sources.nvml.devices import link_attributes
-from fabrictap.sources.nvml.fast import Candidate, Wanted
 from fabrictap.sources.nvml.fields import C2C, NVLINK, PCIE, Pair
 
 

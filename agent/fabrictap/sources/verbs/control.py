@@ -47,6 +47,8 @@ class ControlFold:
         self._snapshots: dict[tuple[str, int], Record] = {}
         #: pid -> since when (epoch ns) its posts are seen, None if they are not.
         self.instrumented: dict[int, int | None] = {}
+        #: (device, qpn) -> since when (epoch ns) its posts by ibv_wr_* are seen, until its record is folded.
+        self.extended: dict[tuple[str, int], int] = {}
 
     def fold(self, record: Record, time_ns: int) -> None:
         """Put one record into the ledger. ``time_ns``: when it happened, nanoseconds since the epoch."""
@@ -63,7 +65,7 @@ class ControlFold:
         elif kind == records.QP_SNAPSHOT:
             self._qp_snapshot(record)
         elif kind == records.QP_EXTENDED:
-            self._qp_extended(record)
+            self._qp_extended(record, time_ns)
         elif kind == records.QP_DESTROYED:
             self._qp_destroyed(record, time_ns)
         elif kind == records.CONTEXT_OPENED:
@@ -208,11 +210,17 @@ class ControlFold:
         connection.port = record.qp_port or connection.port
         connection.mtu = _MTU.get(record.qp_path_mtu, connection.mtu)
 
-    def _qp_extended(self, record: Record) -> None:
+    def _qp_extended(self, record: Record, time_ns: int) -> None:
+        """Software got hold of the extended API of a queue pair: it is seen as well as that is."""
         connection = self._ledger.connections.get(record.device, record.qpn)
-        if connection is not None:
+        since = self.extended.pop((record.device, record.qpn), None)
+        if connection is None:
+            return
+        if since is None:
             connection.extended = True
             connection.coverage = Coverage("control_only")
+        elif since > time_ns and connection.coverage.kind != "control_only":
+            connection.coverage = Coverage("since", max(since, connection.coverage.since_ns or 0))
 
     def _qp_destroyed(self, record: Record, time_ns: int) -> None:
         self._snapshots.pop((record.device, record.qpn), None)

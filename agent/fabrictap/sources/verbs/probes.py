@@ -11,7 +11,9 @@ from pathlib import Path
 from fabrictap.ext.bpf import BpfError, KernelTypes, Link, Object, RingBuffer, has_bpf_loop, possible_cpus
 from fabrictap.ext.fold import KeyedFold
 from fabrictap.ext.records import LOSSES, POST_KEY_SIZE, POST_SIZE, RECORD_SIZE, sum_per_cpu
-from fabrictap.sources.verbs.providers import DATA_PATH, Entry, Place, entry
+from fabrictap.sources.verbs import returns as return_probes
+from fabrictap.sources.verbs.detach import Detaching
+from fabrictap.sources.verbs.providers import DATA_PATH, EXPORTED, EXTENDED, Place, entry
 
 _log = logging.getLogger(__name__)
 _OBJECTS = Path(__file__).parents[2] / "probes"
@@ -25,10 +27,35 @@ _ESSENTIAL = {
 }
 #: Capacity of the map of posted work, where the memory for it is enough.
 MAX_POST_KEYS = 16384
+_CLOSE_SECONDS = 2.0
 
 
 class ProbesUnavailable(Exception):  # noqa: N818 - a state of the node
     """No program of the set could be attached; the message says why."""
+
+
+@dataclass(frozen=True, slots=True)
+class Kind:
+    """Which programs of the data path this kernel and the configuration want; see :func:`load_data`."""
+
+    bounded: bool = False
+    returns: bool = True
+    subtract: bool = True
+
+    def programs(self, name: str) -> list[tuple[str, bool]]:
+        """(program, on return) of what is attached to the function ``name``."""
+        if name in DATA_PATH:
+            walk = "_bounded" if self.bounded else ""
+            if self.subtract:
+                return [(name, False), (f"{name}_return{walk}", True)]
+            return [(f"{name}_entry{walk}", False)]
+        if name == "wr_complete":
+            return [(name, False), (f"{name}_return", True)] if self.subtract else [(f"{name}_entry", False)]
+        if not self.returns:
+            return [] if name in EXPORTED else [(name, False)]  # the former tell nothing at their entry
+        if name == "create_ah":
+            return [(name, False), (f"{name}_return", True)]
+        return [(name, name == "qp_to_qp_ex")]
 
 
 @dataclass
@@ -38,7 +65,8 @@ class Probes:
     object: Object
     method: str
     records: RingBuffer
-    bounded: bool = False
+    #: Which programs stand for a function of a library.
+    kind: Kind = field(default_factory=Kind)
     attached: dict[str, int] = field(default_factory=dict)
     refused: dict[str, str] = field(default_factory=dict)
     links: list[Link] = field(default_factory=list)
@@ -53,9 +81,8 @@ class Probes:
         return found
 
     def close(self) -> None:
-        """Detach everything."""
-        for link in self.links:
-            link.close()
+        """Detach everything; what takes long goes on by itself."""
+        Detaching(self.links).wait(_CLOSE_SECONDS)
         self.links.clear()
 
 
@@ -126,15 +153,28 @@ def load_connection_manager(event_buffer: int, events: KeyedFold) -> Probes:
     return probes
 
 
-def load_data(post_memory: int, event_buffer: int, *, bounded: bool = False) -> Probes:
+def load_data(
+    post_memory: int,
+    event_buffer: int,
+    *,
+    bounded: bool = False,
+    returns: bool | None = None,
+    subtract: bool = True,
+) -> Probes:
     """Load the data path; nothing is attached yet. Raises ProbesUnavailable.
 
     ``post_memory`` bounds the per-CPU map, which the kernel allocates at once. ``bounded`` takes the
-    programs for kernels without bpf_loop on any kernel.
+    programs for kernels without bpf_loop on any kernel, ``returns=False`` those for kernels whose return
+    probes are not safe (:mod:`returns`); otherwise that is tried. ``subtract``: posts are counted when they
+    return, without what the provider refused; else at the entry, which costs the poster half.
     """
+    path = str(_OBJECTS / "verbs_data.bpf.o")
+    if returns is None:
+        returns = return_probes.safe(path)
     bounded = bounded or not has_bpf_loop()
-    wanted = {f"{name}_bounded" if bounded else name: "uprobe" for name in DATA_PATH}
-    wanted |= {"create_ah": "uprobe", "create_ah_return": "uretprobe", "qp_to_qp_ex": "uretprobe"}
+    functions = (*DATA_PATH, *EXTENDED, *EXPORTED)
+    kind = Kind(bounded, returns, subtract and returns)
+    wanted = [program for name in functions for program, _ in kind.programs(name)]
     entries = max(16, min(MAX_POST_KEYS, post_memory // (POST_KEY_SIZE + POST_SIZE * possible_cpus())))
     try:
         probes = _load(
@@ -142,38 +182,84 @@ def load_data(post_memory: int, event_buffer: int, *, bounded: bool = False) -> 
         )
     except BpfError as error:
         raise ProbesUnavailable(str(error)) from None
-    probes.bounded = bounded
+    probes.kind = kind
     return probes
 
 
+@dataclass(frozen=True, slots=True)
+class Attachment:
+    """One program at one instruction."""
+
+    program: str
+    link: Link
+
+
+def attach_function(
+    probes: Probes, name: str, descriptor: int, offset: int, pid: int = 0
+) -> list[Attachment]:
+    """Attach what belongs to one function of a library; all of it or nothing. Raises BpfError, OSError.
+
+    ``offset`` is the function's first byte in the file behind ``descriptor``, which may be closed
+    afterwards. With ``pid``, for that process only.
+    """
+    # Through the descriptor: the file that was looked at is the file that is probed.
+    path = f"/proc/self/fd/{descriptor}"
+    start = entry(descriptor, offset)
+    if not start.cheap:
+        _log.info("%s at +%#x starts with an instruction that the kernel single-steps", name, offset)
+    made: list[Attachment] = []
+    try:
+        for program, on_return in probes.kind.programs(name):
+            # On return too: behind endbr64 the return address is still where the call put it.
+            link = probes.object.attach_uprobe(program, path, start.offset, on_return, pid or -1)
+            made.append(Attachment(program, link))
+            probes.attached[program] = probes.attached.get(program, 0) + 1
+    except BpfError as error:
+        for link in detach(probes, made):
+            link.close()
+        probes.refused[name] = str(error)
+        raise
+    return made
+
+
+def detach(probes: Probes, attachments: Iterable[Attachment]) -> list[Link]:
+    """What is left to be closed of ``attachments``. The kernel takes some 100 ms for each, on 6.18."""
+    links = []
+    for attachment in attachments:
+        probes.attached[attachment.program] -= 1
+        links.append(attachment.link)
+    return links
+
+
+def forget_threads(probes: Probes) -> int:
+    """Delete the entries of threads that have ended from the maps that are kept by thread; how many."""
+    deleted = 0
+    # The thread's id is the lower half of bpf_get_current_pid_tgid(): struct ft_call_key and ft_batch_key.
+    for name, at in (("calls", 0), ("batches", 8)):
+        table = probes.object.map(name)
+        for keys, _, count in table.batches():
+            for index in range(count):
+                key = keys[16 * index : 16 * index + 16]
+                thread = int.from_bytes(key[at : at + 4], "little")
+                if not Path(f"/proc/{thread}").exists():
+                    deleted += table.delete(key)
+    return deleted
+
+
 def attach_place(probes: Probes, place: Place) -> bool:
-    """Attach the data path's program for one provider function. False: see ``refused`` for the reason."""
-    name = place.function
-    program = f"{name}_bounded" if probes.bounded and name in DATA_PATH else name
+    """Attach to a function by path, until ``probes`` is closed. False: see ``refused`` for the reason."""
     try:
         descriptor = os.open(place.file, os.O_RDONLY | os.O_CLOEXEC)
     except OSError as error:
-        probes.refused[program] = f"{place.file}: {error.strerror}"
-        _log.warning("cannot count %s in %s: %s", name, place.file, error.strerror)
+        probes.refused[place.function] = f"{place.file}: {error.strerror}"
         return False
     try:
-        # Through the descriptor: the file that was looked at is the file that is probed.
-        path = f"/proc/self/fd/{descriptor}"
-        on_return = name == "qp_to_qp_ex"
-        start = Entry(place.offset, True) if on_return else entry(descriptor, place.offset)
-        probes.links.append(probes.object.attach_uprobe(program, path, start.offset, on_return))
-        probes.attached[program] = probes.attached.get(program, 0) + 1
-        if name == "create_ah":
-            probes.links.append(probes.object.attach_uprobe("create_ah_return", path, place.offset, True))
-            probes.attached["create_ah_return"] = probes.attached.get("create_ah_return", 0) + 1
-        if not start.cheap:
-            _log.info("%s in %s starts with an instruction that the kernel single-steps", name, place.file)
-    except BpfError as error:
-        probes.refused[program] = str(error)
-        _log.warning("cannot count %s in %s: %s", name, place.file, error)
+        made = attach_function(probes, place.function, descriptor, place.offset)
+    except (BpfError, OSError):
         return False
     finally:
         os.close(descriptor)
+    probes.links += [attachment.link for attachment in made]
     return True
 
 

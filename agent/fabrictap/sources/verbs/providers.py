@@ -10,13 +10,36 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-from collections.abc import Iterable
 from dataclasses import dataclass
 
 import msgspec
 
 #: Provider functions that can be counted, by the name of the BPF program.
 DATA_PATH = ("post_send", "post_recv", "post_srq_recv")
+#: Functions of struct ibv_qp_ex that are counted, by the name of the BPF program: byte offset of the pointer
+#: (libibverbs/verbs.h, public).
+EXTENDED = {
+    "wr_atomic_cmp_swp": 184,
+    "wr_atomic_fetch_add": 192,
+    "wr_bind_mw": 200,
+    "wr_local_inv": 208,
+    "wr_rdma_read": 216,
+    "wr_rdma_write": 224,
+    "wr_rdma_write_imm": 232,
+    "wr_send": 240,
+    "wr_send_imm": 248,
+    "wr_send_inv": 256,
+    "wr_send_tso": 264,
+    "wr_set_ud_addr": 272,
+    "wr_set_inline_data": 288,
+    "wr_set_inline_data_list": 296,
+    "wr_set_sge": 304,
+    "wr_set_sge_list": 312,
+    "wr_complete": 328,
+    "wr_abort": 336,
+}
+#: Functions of libibverbs that are probed, by the name of the BPF program.
+EXPORTED = {"create_ah": "ibv_create_ah", "qp_to_qp_ex": "ibv_qp_to_qp_ex"}
 #: endbr64: the kernel has to single-step it, at ten times the cost of an emulated instruction.
 _ENDBR64 = b"\xf3\x0f\x1e\xfa"
 # Opcodes of first instructions that the kernel emulates instead of single-stepping them
@@ -41,10 +64,12 @@ class Place(msgspec.Struct, frozen=True):
 
 
 class Report(msgspec.Struct):
-    """What the helper found. ``problems``: RDMA device (or library) -> why its functions are unknown."""
+    """What the helper found. ``problems``: RDMA device (or library) -> why its functions are unknown.
+    ``pid`` was the helper's: what it made and destroyed meanwhile is nobody's traffic."""
 
     places: list[Place]
     problems: dict[str, str]
+    pid: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,19 +119,3 @@ def entry(descriptor: int, offset: int) -> Entry:
     rex = 0x40 <= code[0] < 0x50
     cheap = code[1] in _CHEAP_REX if rex and len(code) > 1 else code[0] in _CHEAP
     return Entry(offset, cheap)
-
-
-def mapped_libraries(pid: int) -> set[tuple[str, int]]:
-    """(device, inode) of every file that a process has mapped executable. Raises OSError."""
-    found: set[tuple[str, int]] = set()
-    with open(f"/proc/{pid}/maps", encoding="utf-8", errors="replace") as maps:  # noqa: PTH123 - hot
-        for line in maps:
-            fields = line.split(None, 5)
-            if len(fields) > 5 and "x" in fields[1] and fields[4] != "0":
-                found.add((fields[3], int(fields[4])))
-    return found
-
-
-def libraries(places: Iterable[Place]) -> set[tuple[str, int]]:
-    """(device, inode) of the files in which ``places`` lie."""
-    return {(place.device, place.inode) for place in places}

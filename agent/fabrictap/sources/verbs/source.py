@@ -24,6 +24,7 @@ from fabrictap.ext.records import (
     PROCESS_EXITED,
     QP_CREATED,
     QP_DESTROYED,
+    QP_EXTENDED,
     QP_MODIFIED,
     Record,
     context_device,
@@ -36,14 +37,15 @@ from fabrictap.ledger.processes import read as read_process
 from fabrictap.series import SeriesTable
 from fabrictap.sources import SourceUnavailable
 from fabrictap.sources.verbs import providers
+from fabrictap.sources.verbs.attach import Attachments
 from fabrictap.sources.verbs.connection_manager import ConnectionManagerFold
 from fabrictap.sources.verbs.control import ControlFold, ends_flows, unbinds
+from fabrictap.sources.verbs.discovery import Discovery
 from fabrictap.sources.verbs.posts import PostFold
 from fabrictap.sources.verbs.probes import (
     MAX_POST_KEYS,
     Probes,
     ProbesUnavailable,
-    attach_place,
     load_connection_manager,
     load_control,
     load_data,
@@ -74,6 +76,8 @@ class Sample:
     processes: list[Process] = field(default_factory=list)
     #: pid -> since when (epoch ns) its provider library is probed; None where it is not.
     instrumented: dict[int, int | None] = field(default_factory=dict)
+    #: (device, qpn) -> since when (epoch ns) its posts by ibv_wr_* are seen.
+    extended: dict[tuple[str, int], int] = field(default_factory=dict)
     gone: list[int] = field(default_factory=list)
     losses: dict[str, int] = field(default_factory=dict)
     #: The probes were loaded anew before this sample: their counters start at 0.
@@ -106,9 +110,9 @@ class Verbs:
         self._post_map: Map | None = None
         self._contexts: Map | None = None
         self._devices: set[str] = set()
-        #: (device, inode) of a probed provider library -> since when (epoch ns).
-        self._attached: dict[tuple[str, int], int] = {}
-        self._places: set[providers.Place] = set()
+        self._discovery: Discovery | None = None
+        #: The helper process: what it opened and made is not told.
+        self._helper: int | None = None
         self._known: dict[int, int | None] = {}
         self._unresolved: set[int] = set()
         self._anew = False
@@ -127,7 +131,12 @@ class Verbs:
             )
         if self._config.data != "off":
             try:
-                self._data = load_data(self._config.post_memory, self._config.event_buffer)
+                self._data = load_data(
+                    self._config.post_memory,
+                    self._config.event_buffer,
+                    subtract=self._config.refused == "subtract",
+                )
+                self._discovery = Discovery(Attachments(self._data, self.errors), self.errors)
             except ProbesUnavailable as error:
                 self._trouble("data path", f"{error}: posts are not counted")
         if self._config.control != "off":
@@ -139,6 +148,8 @@ class Verbs:
             reasons = "; ".join(self.problems.values()) or "both paths are off in the configuration"
             raise SourceUnavailable(reasons)
         self._look_for_news()
+        if self._discovery is not None:
+            self._unresolved |= self._discovery.running()
         self._next_tick = time.monotonic() + self._config.interval
 
     def sample(self) -> Sample:
@@ -168,6 +179,9 @@ class Verbs:
         return sample
 
     def close(self) -> None:
+        if self._discovery is not None:
+            self._discovery.close()
+            self._discovery = None
         for probes in (self._control, self._connection_manager, self._data):
             if probes is not None:
                 probes.close()
@@ -175,7 +189,7 @@ class Verbs:
         self._post_map = self._contexts = None
         # What comes next is loaded, attached and counted from the beginning.
         self._posts = Posts(self._series.ring, MAX_POST_KEYS)
-        for learned in (self._places, self._attached, self._known, self._devices):
+        for learned in (self._known, self._devices):
             learned.clear()
         self.problems.pop("connection manager", None)
         self._anew = True
@@ -191,6 +205,7 @@ class Verbs:
             raise SourceUnavailable(f"the BPF ring buffer cannot be read: {error}") from None
         sample.received += sum(probes.records.received for probes in loaded) - before
         found, regions = divide(b"".join(batches))
+        found = [record for record in found if record.pid != self._helper]
         # Of several buffers; and an end is told when it is done, with the time at which it began.
         found.sort(key=lambda record: record.time_ns)
         placed = self._uverbs.place(found)
@@ -200,6 +215,7 @@ class Verbs:
 
     def _look_for_news(self) -> None:
         """Devices and modules may come while the agent runs."""
+        self._helper = None  # all that it did is read; its number may be another's next
         self._uverbs.forget()
         wanted = self._control is not None and "connection manager" not in self.problems
         if wanted and self._connection_manager is None and module_loaded("rdma_cm"):
@@ -220,7 +236,7 @@ class Verbs:
 
     def _discover(self) -> bool:
         """Find the provider functions and attach to those that are new. False: to be tried again."""
-        if self._data is None:
+        if self._discovery is None:
             return True
         try:
             report = providers.discover()
@@ -229,12 +245,8 @@ class Verbs:
             return False
         for device, problem in report.problems.items():
             self._trouble(f"provider of {device}", f"{problem}: its posts are not counted")
-        for place in report.places:
-            if place in self._places:
-                continue
-            self._places.add(place)
-            if attach_place(self._data, place) and place.function in providers.DATA_PATH:
-                self._attached.setdefault((place.device, place.inode), time.time_ns())
+        self._helper = report.pid or None
+        self._discovery.host(report.places)
         return True
 
     def _read_posts(self) -> None:
@@ -284,6 +296,14 @@ class Verbs:
                 continue
             sample.processes.append(self._process(pid, comm))
             self._known[pid] = sample.instrumented[pid] = self._instrumented_since(pid)
+        if self._discovery is not None and self._host_pids:
+            for record in sample.records:
+                if record.kind == QP_EXTENDED:
+                    since = self._discovery.extended(record.pid, record.qp_ex_functions)
+                    if since is not None:
+                        sample.extended[record.device, record.qpn] = since
+            if sample.posts:
+                self._discovery.sweep()
         now = time.monotonic()
         if now >= self._next_reap:
             self._next_reap = now + _REAP_SECONDS
@@ -301,12 +321,9 @@ class Verbs:
         return read_process(pid, comm, self._ledger.workloads.resolver)
 
     def _instrumented_since(self, pid: int) -> int | None:
-        try:
-            mapped = providers.mapped_libraries(pid)
-        except OSError:
+        if self._discovery is None or not self._host_pids:
             return None
-        since = [self._attached[library] for library in mapped if library in self._attached]
-        return min(since) if since else None
+        return self._discovery.look(pid)
 
     def _count_error(self, error: BpfError) -> None:
         name = errno.errorcode.get(error.errno, str(error.errno))
@@ -325,7 +342,9 @@ class Verbs:
         for process in sample.processes:
             self._ledger.processes.put(process)
         self._control_fold.learn(sample.instrumented)
-        self._post_fold.probed_since_ns = max(self._attached.values(), default=None)
+        self._control_fold.extended = sample.extended
+        if self._discovery is not None:
+            self._post_fold.probed_since_ns = self._discovery.attachments.newest_ns
         self._post_fold.admit()
         offset = now_ns - time.clock_gettime_ns(time.CLOCK_MONOTONIC)
         self._ledger.memory.fold(sample.regions, offset)

@@ -1352,13 +1352,6 @@ _FINDING = (
     PROBE_METHOD,
     *_PROCESS,
 )
-FINDING_RAISED = Event(
-    "fabrictap.finding.raised",
-    13,
-    "An operator or security engineer should look; the severity is the finding's",
-    _FINDING,
-)
-FINDING_ENDED = Event("fabrictap.finding.ended", 9, "What was found is no longer so", _FINDING)
 
 
 # --- events, kept in the recording ----------------------------------------------------------------
@@ -1377,6 +1370,13 @@ MR_DEREGISTERED = Event("rdma.memory_region.deregistered", 9, "A memory region i
 CONTEXT_OPENED = Event("rdma.context.opened", 9, "A process opened an RDMA device")
 CONTEXT_CLOSED = Event("rdma.context.closed", 9, "A process closed an RDMA device")
 PROCESS_EXITED = Event("process.exited", 9, "A process that used RDMA ended")
+FINDING_RAISED = Event(
+    "fabrictap.finding.raised",
+    13,
+    "An operator or security engineer should look; the severity is the finding's",
+    _FINDING,
+)
+FINDING_ENDED = Event("fabrictap.finding.ended", 9, "What was found is no longer so", _FINDING)
 
 
 def events() -> Iterator[Event]:

@@ -6,6 +6,10 @@ import grpc
 import pytest
 from google.protobuf.any_pb2 import Any
 from google.protobuf.duration_pb2 import Duration as ProtoDuration
+from opentelemetry.proto.collector.logs.v1.logs_service_pb2 import (
+    ExportLogsPartialSuccess,
+    ExportLogsServiceResponse,
+)
 from opentelemetry.proto.collector.metrics.v1.metrics_service_pb2 import (
     ExportMetricsPartialSuccess,
     ExportMetricsServiceResponse,
@@ -65,6 +69,17 @@ def test_spans_go_to_the_trace_service_over_the_same_connection(receiver, uplink
         "/opentelemetry.proto.collector.trace.v1.TraceService/Export"
     }
     assert len({call[2] for call in receiver.calls}) == 1
+
+
+def test_log_events_go_to_the_logs_service_and_what_it_rejects_is_counted(receiver, uplink_to):
+    partial = ExportLogsPartialSuccess(rejected_log_records=1)
+    receiver.answers = [ExportLogsServiceResponse(partial_success=partial).SerializeToString()]
+    uplink = uplink_to(receiver.port)
+    put(uplink, b"l", signal=Signal.LOGS)
+    assert uplink.flush(10)
+    assert receiver.calls[0][0] == "/opentelemetry.proto.collector.logs.v1.LogsService/Export"
+    stats = uplink.outboxes[Signal.LOGS].stats
+    assert (stats.exported, stats.failed) == (1, {"rejected": 1})
 
 
 def test_a_unix_socket(tmp_path, uplink_to):

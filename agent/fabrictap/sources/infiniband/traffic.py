@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
-from fabrictap.catalog import NETWORK_IO, NETWORK_PACKETS, PORT_COUNTER
+from fabrictap.catalog import NETWORK_IO, NETWORK_PACKETS
 from fabrictap.ledger.traffic import Moved, PortTraffic
 from fabrictap.series import Series
 from fabrictap.sources.infiniband.watch import NETDEV, Counter, port_id
@@ -14,6 +14,21 @@ if TYPE_CHECKING:
     from fabrictap.sources.infiniband.source import Link
 
 _FRAMES = {f"{NETDEV}/tx_packets": "transmit", f"{NETDEV}/rx_packets": "receive"}
+#: Counters of drivers that move when a request of this node is sent again (mlx5: Documentation/networking/
+#: device_drivers/ethernet/mellanox/mlx5/counters.rst and "Understanding mlx5 Linux Counters"; rdma_rxe:
+#: rxe_hw_counters.c): acknowledgement timeouts, sequence and receiver-not-ready NAKs that came in.
+_RETRIES = frozenset(
+    {
+        "local_ack_timeout_err",
+        "packet_seq_err",
+        "implied_nak_seq_err",
+        "rnr_nak_retry_err",
+        "roce_adp_retrans",
+        "completer_retry_err",
+        "rcvd_seq_err",
+        "rcvd_rnr_err",
+    }
+)
 _DIRECTIONS = ("transmit", "receive")
 _ETHERNET = 18  # header and VLAN tag
 _DEFAULT_MTU = 9000
@@ -40,10 +55,14 @@ class TrafficCounters:
                 self._software.discard(hw_id)
         elif counter.metric is NETWORK_PACKETS:
             what = "packets"
-        elif counter.metric is PORT_COUNTER and attributes["rdma.counter.name"] in _FRAMES:
-            what, direction = "frames", _FRAMES[str(attributes["rdma.counter.name"])]
         else:
-            return
+            name = str(attributes.get("rdma.counter.name") or attributes.get("error.type"))
+            if name in _FRAMES:
+                what, direction = "frames", _FRAMES[name]
+            elif name in _RETRIES:
+                what, direction = "retries", name
+            else:
+                return
         key = (hw_id, what, str(direction))
         self._series[key], self._keys[series] = series, key
 
@@ -65,6 +84,7 @@ class TrafficCounters:
                 )
                 if size is not None and packets is not None:
                     moved[direction] = size, packets, frames
+            retries = sum(self._value(hw_id, "retries", name) or 0 for name in _RETRIES)
             if moved:
                 found[hw_id] = PortTraffic(
                     now_ns,
@@ -73,6 +93,7 @@ class TrafficCounters:
                     link.port.link_layer,
                     hw_id in self._software,
                     (link.mtu or _DEFAULT_MTU) + _ETHERNET,
+                    retries,
                     moved,
                 )
         return found

@@ -51,11 +51,11 @@ class Kind:
             return [(f"{name}_entry{walk}", False)]
         if name == "wr_complete":
             return [(name, False), (f"{name}_return", True)] if self.subtract else [(f"{name}_entry", False)]
-        if not self.returns:
-            return [] if name in EXPORTED else [(name, False)]  # the former tell nothing at their entry
-        if name == "create_ah":
-            return [(name, False), (f"{name}_return", True)]
-        return [(name, name == "qp_to_qp_ex")]
+        if name == "create_ah":  # tells nothing at its entry alone
+            return [(name, False), (f"{name}_return", True)] if self.returns else []
+        if name == "qp_to_qp_ex":
+            return [(name, True)] if self.returns else [(f"{name}_entry", False)]
+        return [(name, False)]
 
 
 @dataclass

@@ -13,7 +13,6 @@ from typing import Any
 
 from google.protobuf.json_format import MessageToDict
 from google.protobuf.message import Message
-from opentelemetry.proto.collector.logs.v1.logs_service_pb2 import ExportLogsServiceRequest
 from opentelemetry.proto.collector.metrics.v1.metrics_service_pb2 import ExportMetricsServiceRequest
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
 from opentelemetry.proto.common.v1.common_pb2 import KeyValue
@@ -62,6 +61,11 @@ def spans_line(body: bytes) -> bytes:
 
 def logs_line(body: bytes) -> bytes:
     """A serialized ExportLogsServiceRequest as one line."""
+    # Most nodes have nothing to tell of.
+    from opentelemetry.proto.collector.logs.v1.logs_service_pb2 import (  # noqa: PLC0415
+        ExportLogsServiceRequest,
+    )
+
     tree = _tree(ExportLogsServiceRequest.FromString(body))
     for resource in tree.get("resourceLogs", ()):
         for scope in resource.get("scopeLogs", ()):

@@ -9,7 +9,6 @@ from __future__ import annotations
 import logging
 import time
 
-from opentelemetry.proto.collector.logs.v1.logs_service_pb2 import ExportLogsServiceResponse
 from opentelemetry.proto.collector.metrics.v1.metrics_service_pb2 import ExportMetricsServiceResponse
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceResponse
 
@@ -45,6 +44,11 @@ def _partial_traces(response: bytes) -> tuple[int, str]:
 
 
 def _partial_logs(response: bytes) -> tuple[int, str]:
+    # Most nodes have nothing to tell of.
+    from opentelemetry.proto.collector.logs.v1.logs_service_pb2 import (  # noqa: PLC0415
+        ExportLogsServiceResponse,
+    )
+
     partial = ExportLogsServiceResponse.FromString(response).partial_success
     return partial.rejected_log_records, partial.error_message
 

@@ -244,7 +244,7 @@ class Limits(Section):
     device_assignments: int = 4096
     #: Findings open at a time.
     findings: int = 1024
-    #: Pairs of a workload and a peer whose egress is remembered; 900 bytes each.
+    #: Pairs of a workload and a peer whose egress is remembered; 1300 bytes each.
     egress_pairs: int = 4096
 
 

@@ -429,6 +429,7 @@ def test_probes_that_come_one_after_the_other_are_no_loss_and_a_source_that_ends
 def test_connections_that_only_netlink_has_seen_mean_blind_probes():
     house = Guarded()
     house.lost(0)
+    house.probe(1)
     house.connect(1, origin="netlink")
     house.look(20)
     for qpn in (2, 3, 4):
@@ -437,9 +438,18 @@ def test_connections_that_only_netlink_has_seen_mean_blind_probes():
     assert kinds([record]) == ["probes_blind"]
 
 
+def test_a_node_whose_control_path_is_not_probed_is_not_blinded():
+    house = Guarded()
+    house.look(20)
+    for qpn in range(10):
+        house.connect(qpn, origin="netlink")
+    assert house.look(10) == []
+
+
 def test_older_connections_and_records_that_were_lost_are_no_blindness():
     house = Guarded()
     house.lost(0)
+    house.probe(1)
     for qpn in range(10):
         house.connect(qpn, origin="netlink")
     house.look(30)

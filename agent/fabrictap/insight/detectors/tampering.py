@@ -23,6 +23,7 @@ _SETTLED_NS = 60 * 10**9
 _BLIND = 3
 #: Coverage: connections below which a share says nothing, the share that counts as good and as fallen.
 _LEAST, _GOOD, _FALLEN = 10, 0.9, 0.5
+_KERNEL_METHODS = frozenset({"fexit", "kprobe"})
 _SEEN = frozenset({"exact", "since"})
 
 
@@ -130,12 +131,14 @@ class Tampering:
         up_ns = self._up_since.get("verbs")
         for key in [key for key, seen_ns in self._unseen.items() if now_ns - seen_ns > 600 * 10**9]:
             del self._unseen[key]
-        if lossy or up_ns is None or catalog.LOST.name not in context.series:
-            # What was lost explains it: the counter of losses says so already.
+        if lossy or up_ns is None or not _hooked(context) or context.ledger.connections.dropped:
+            # What was lost, or refused by a full table, explains it: their counters say so already.
             self._unseen.clear()
             return
         for connection in context.batch:
-            if connection.origin == "netlink" and connection.created_ns > up_ns + _SETTLED_NS:
+            # The hooks at the system call see no users in the kernel.
+            user = connection.pid is not None
+            if user and connection.origin == "netlink" and connection.created_ns > up_ns + _SETTLED_NS:
                 self._unseen.setdefault(_key(connection), now_ns)
         if len(self._unseen) >= _BLIND:
             yield Finding(
@@ -178,6 +181,17 @@ class Tampering:
                 round(100 * _GOOD),
                 since_ns,
             )
+
+
+def _hooked(context: Context) -> bool:
+    """Whether the control path is probed at all: sources.verbs.control may be off."""
+    for series in context.series.get(catalog.PROBE_ATTACHED.name, ()):
+        if not series.ended and series.value:
+            name = str(series.attributes[catalog.PROBE.name])
+            method = series.attributes[catalog.PROBE_METHOD.name]
+            if method in _KERNEL_METHODS or name.startswith("syscall_"):
+                return True
+    return False
 
 
 def _key(connection: Connection) -> tuple[str, int, int]:

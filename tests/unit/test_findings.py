@@ -6,12 +6,16 @@ import pytest
 from opentelemetry.proto.collector.logs.v1.logs_service_pb2 import ExportLogsServiceRequest
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
 
+import rings
 from fabrictap import catalog
+from fabrictap.config import FindingSettings
 from fabrictap.export.logs import LogEncoder
 from fabrictap.export.otlpjson import logs_line
 from fabrictap.export.spans import SpanEncoder
-from fabrictap.insight.findings import MAX_WAITING, Finding, Severity
+from fabrictap.insight.findings import MAX_WAITING, Finding, Findings, Severity
+from fabrictap.journal import Journal
 from fabrictap.ledger.flows import MAX_EVENTS
+from fabrictap.view.recording import Recording
 from findings_house import DAY, HERE, SECOND, House
 
 
@@ -247,3 +251,25 @@ def test_a_clock_that_is_set_back_does_not_stop_the_looks(house, says):
     says.found = [finding()]
     house.detectors.look(house.now - DAY)
     assert len(house.board) == 1
+
+
+def test_findings_are_kept_in_the_recording(tmp_path):
+    ring, table = rings.make(tmp_path / "ring", now_ns=SECOND)
+    board = Findings(FindingSettings(), 10, table, Journal(ring))
+    evidence = {
+        "process.pid": 42,
+        "process.executable.name": "thief",
+        "rdma.device": "mlx5_0",
+        "rdma.qp.number": 7,
+        "rdma.peer.gid": "fe80::2",
+        "rdma.peer.qp.number": 9,
+    }
+    board.see([finding(1 << 70, attributes=evidence, severity=Severity.ERROR)], 2 * SECOND)
+    board.expire(200 * SECOND)
+    with Recording.open(str(tmp_path / "ring")) as recording:
+        raised, ended = recording.events()
+    assert (raised.name, raised.severity) == ("fabrictap.finding.raised", 17)
+    assert (raised.pid, raised.process, raised.device, raised.qpn) == (42, "thief", "mlx5_0", 7)
+    assert (raised.peer_gid, raised.peer_qpn) == ("fe80::2", 9)
+    assert raised.text == "dark_egress: something"
+    assert (ended.name, ended.severity) == ("fabrictap.finding.ended", 9)

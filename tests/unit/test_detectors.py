@@ -15,10 +15,12 @@ from fabrictap.insight.detectors.resources import Resources
 from fabrictap.insight.detectors.tampering import Tampering
 from fabrictap.insight.filewatch import WatchedFile
 from fabrictap.insight.findings import Severity
+from fabrictap.insight.reconcile import Reconciler
 from fabrictap.ledger.gpus import Gpu, MigDevice
 from fabrictap.ledger.memory import REMOTE_ATOMIC, REMOTE_READ, REMOTE_WRITE
+from fabrictap.ledger.traffic import PortPosted, PortTraffic
 from fabrictap.ledger.workloads import Workload
-from findings_house import DEVICE, HERE, SECOND, GiB, House, MiB, rules
+from findings_house import DEVICE, HERE, MIDNIGHT, SECOND, GiB, House, MiB, rules
 
 THERE = "::ffff:10.0.0.2"
 TRAIN = Workload(
@@ -660,3 +662,33 @@ def test_confidential_computing_that_goes_off_is_told_and_one_that_never_was_on_
     assert set_to(house, 1) == []
     assert kinds(set_to(house, 0)) == ["confidential_off"]
     assert set_to(Racked(), 0) == []
+
+
+# --- with the real balance --------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("stolen", "expected"), [(8 * MiB, ["remote_read_egress"]), (0, [])])
+def test_the_balance_of_hardware_and_software_leads_to_the_victim(stolen, expected):
+    """The reconciler itself, fed with what a RoCE port counts while a process sends and another is read."""
+    house = House(Dark())
+    reconciler = Reconciler(house.table, house.ledger)
+    victim(house)
+    moved, packets, posted = 0, 0, 0
+    for _ in range(40):
+        house.now += SECOND
+        payload = 4 * MiB + stolen
+        moved += payload + 58 * (payload // 1024)
+        packets += payload // 1024
+        posted += 4 * MiB
+        sides = {"transmit": (moved, packets, packets), "receive": (0, 0, 0)}
+        traffic = house.ledger.traffic
+        traffic.ports = {f"{DEVICE}/1": PortTraffic(house.now, DEVICE, 1, "ethernet", True, 1518, 0, sides)}
+        traffic.posted = {f"{DEVICE}/1": PortPosted(posted)}
+        traffic.posted_until_ns = house.now
+        reconciler.fold(house.now)
+        house.detectors.look(house.now, reconciler.balances())
+    records = house.board.take_records()
+    assert sorted(set(kinds(records))) == expected
+    if expected:
+        assert records[0].attributes["process.pid"] == 42
+        assert records[0].time_ns - MIDNIGHT < 15 * SECOND

@@ -573,6 +573,20 @@ def test_errors_faster_than_the_limit_are_told_and_a_few_are_not():
     assert Linked().counts(catalog.ERRORS, "symbol_error", 1) == []
 
 
+def test_errors_of_nvlinks_are_told_link_by_link_and_those_of_gpu_memory_are_not_links():
+    house = House(Links())
+    made = []
+    for step in range(1, 20):
+        for link in (0, 1, 2):
+            total = step * 100 * (link > 0)
+            house.count(
+                catalog.ERRORS, total, HW_ID="GPU-1", HW_TYPE="gpu", ERROR_TYPE="nvlink_crc", GPU_LINK=link
+            )
+        house.count(catalog.ERRORS, step * 100, HW_ID="GPU-1", HW_TYPE="gpu", ERROR_TYPE="ecc_corrected")
+        made += house.look()
+    assert [record.attributes["gpu.nvlink.link"] for record in made] == [1, 2]
+
+
 def test_one_link_that_went_down_is_one_too_many():
     house = Linked()
     house.counts(catalog.ERRORS, "link_downed", 0)

@@ -45,6 +45,10 @@ _RETRANSMISSIONS = frozenset(
 )
 
 
+#: Errors of GPUs, CPUs and switches that are a link's.
+_LINKS = ("nvlink_", "nvswitch_", "pcie_")
+
+
 @dataclass(slots=True)
 class _Counter:
     readings: deque[tuple[int, int]] = field(default_factory=deque)
@@ -92,6 +96,10 @@ class Links:
                 repeats = plain in _RETRANSMISSIONS
                 if metric is catalog.PORT_COUNTER and not repeats:
                     continue
+                if attributes.get(catalog.HW_TYPE.name, "network") != "network" and not plain.startswith(
+                    _LINKS
+                ):
+                    continue  # memory errors and driver errors of a GPU are no links'
                 live.add(series)
                 grown = self._counters.setdefault(series, _Counter()).take(series.value, now_ns)
                 if grown is None:
@@ -100,7 +108,7 @@ class Links:
                 single = plain in _EVENTS and increase > 0
                 most = settings.retransmission_rate if repeats else limit
                 if single or rate > most:
-                    yield _counted(catalog.RETRANSMISSIONS if repeats else kind, series, name, increase, most)
+                    yield _counted(catalog.RETRANSMISSIONS if repeats else kind, series, name, grown, most)
         for gone in self._counters.keys() - live:
             del self._counters[gone]
         yield from self._states(now_ns, context)
@@ -158,21 +166,32 @@ class Links:
             self._speed = {hw_id: speed for hw_id, speed in self._speed.items() if hw_id in seen}
 
 
-def _counted(kind: catalog.Finding, series: Series, name: str, increase: int, limit: float) -> Finding:
+#: What tells counters of one name on one device apart.
+_APART = (catalog.IO_DIRECTION, catalog.GPU_LINK, catalog.NVSWITCH_LINK)
+
+
+def _counted(
+    kind: catalog.Finding, series: Series, name: str, grown: tuple[int, float], limit: float
+) -> Finding:
     attributes = series.attributes
+    increase, rate = grown
     hw_id = str(attributes[catalog.HW_ID.name])
     word = catalog.ERROR_TYPE if catalog.ERROR_TYPE.name in attributes else catalog.RDMA_COUNTER_NAME
     evidence = {**_port(attributes), word.name: name}
     if (direction := attributes.get(catalog.IO_DIRECTION.name)) is not None:
         evidence[catalog.IO_DIRECTION.name] = direction
+    for link in (catalog.GPU_LINK, catalog.NVSWITCH_LINK):
+        if (number := attributes.get(link.name)) is not None:
+            evidence[link.name] = number
     evidence[catalog.FINDING_WINDOW.name] = _WINDOW_NS // 10**9
     return Finding(
         kind,
         Severity.WARN,
         f"{hw_id} counted {increase} {name} in a minute",
-        (hw_id, name, str(evidence.get(catalog.IO_DIRECTION.name, ""))),
-        increase,
-        "{count}",
+        (hw_id, name, *(str(evidence.get(one.name, "")) for one in _APART)),
+        # A rate, which does not grow while the window fills as the increase does.
+        rate * 60,
+        "{count}/min",
         limit * 60,
         None,
         evidence,

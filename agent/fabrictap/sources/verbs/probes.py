@@ -178,12 +178,17 @@ def load_data(
     entries = max(16, min(MAX_POST_KEYS, post_memory // (POST_KEY_SIZE + POST_SIZE * possible_cpus())))
     try:
         probes = _load(
-            "verbs_data", wanted, "uprobe", event_buffer, configure=lambda o: o.resize("posts", entries)
+            "verbs_data", wanted, "uprobe", event_buffer, configure=lambda o: _configure(o, entries)
         )
     except BpfError as error:
         raise ProbesUnavailable(str(error)) from None
     probes.kind = kind
     return probes
+
+
+def _configure(loading: Object, entries: int) -> None:
+    loading.resize("posts", entries)
+    loading.prefer_uprobe_multi()
 
 
 @dataclass(frozen=True, slots=True)

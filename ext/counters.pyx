@@ -60,6 +60,7 @@ cdef struct Slot:
     int status
     bint enabled
     bint fast
+    bint prompt
     # Read in the last pass.
     bint read
     # Passes in a row in which the value was the same, up to _STILL.
@@ -150,7 +151,7 @@ cdef void _read_all(Slot *slots, Py_ssize_t count, bint fast, bint rate, uint32_
             continue
         if slots[i].fast:
             _read_fast(&slots[i], rate)
-        elif not fast and (slots[i].still < _STILL or turn == _TURNS or i % _TURNS == turn):
+        elif not fast and (slots[i].prompt or slots[i].still < _STILL or turn == _TURNS or i % _TURNS == turn):
             _read_slot(&slots[i])
 
 
@@ -244,6 +245,7 @@ cdef class CounterFiles:
         self._slots[slot].fd = fd
         self._slots[slot].status = _NOT_READ
         self._slots[slot].enabled = True
+        self._slots[slot].prompt = False
         self._slots[slot].fast = False
         self._slots[slot].read = False
         self._slots[slot].still = 0
@@ -274,8 +276,10 @@ cdef class CounterFiles:
             self._slots[slot].read = False
             self._slots[slot].time_ns = 0
 
-    def bind(self, Py_ssize_t slot, Series series, bint fast):
+    def bind(self, Py_ssize_t slot, Series series, bint fast, bint prompt=False):
         """Let a slot feed ``series``, which begins with what the file says at the next fold.
+
+        A slot that is ``prompt`` is read in every pass of all, even while it is still.
 
         None takes its series away. Raises IndexError.
         """
@@ -284,6 +288,7 @@ cdef class CounterFiles:
         self._slots[slot].observer.series = FT_NO_SERIES if series is None else series.slot
         self._slots[slot].observer.time_ns = 0
         self._slots[slot].fast = fast
+        self._slots[slot].prompt = prompt
         self._slots[slot].peak = 0
 
     def read(self, bint fast=False):

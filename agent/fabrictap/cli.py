@@ -174,6 +174,7 @@ def _parser() -> argparse.ArgumentParser:
     catalog = add("catalog", "print every metric, span and attribute", _catalog)
     catalog.add_argument("--format", choices=("markdown", "json"), default="markdown")
 
+    _policy(add("policy", "rules for what workloads may do", _no_policy_command))
     add("version", "print the version", _version)
     return parser
 
@@ -200,6 +201,20 @@ def _recording(parser: argparse.ArgumentParser) -> None:
     _configuration(parser)
 
 
+def _policy(parser: argparse.ArgumentParser) -> None:
+    policies = parser.add_subparsers(metavar="PART")
+    does = "propose a policy from what was observed, as YAML"
+    learn = policies.add_parser("learn", help=does, description=f"{does.capitalize()}.", allow_abbrev=False)
+    learn.set_defaults(parser=learn, command=_reads(_policy_learn))
+    learn.add_argument(
+        "--state", metavar="PATH", help="what detectors remember, instead of the configuration's state.path"
+    )
+    learn.add_argument(
+        "--recording", action="store_true", help="read the flight recorder (ring.path or --file) instead"
+    )
+    _recording(learn)
+
+
 def _load(options: argparse.Namespace) -> Config:
     from fabrictap.config import load
 
@@ -209,7 +224,7 @@ def _load(options: argparse.Namespace) -> Config:
 def _no_command(options: argparse.Namespace) -> NoReturn:
     parser: _Parser = options.parser
     parser.error(
-        "which command? One of run, check-config, doctor, flows, snapshot, recorder, catalog, version"
+        "which command? One of run, check-config, doctor, flows, snapshot, recorder, policy, catalog, version"
     )
 
 
@@ -249,7 +264,7 @@ def _run(options: argparse.Namespace) -> int:
     from fabrictap.view import doctor
 
     log = logging.getLogger("fabrictap")
-    node = Node(config)
+    node = Node(config, lambda: _load(options), options.config)
     for level, text in doctor.summary(config):
         log.log(level, text)
     node.run(duration)
@@ -396,6 +411,40 @@ def _catalog(options: argparse.Namespace) -> int:
     from fabrictap.view import catalog
 
     print(catalog.markdown() if options.format == "markdown" else catalog.as_json(), end="")
+    return 0
+
+
+def _no_policy_command(options: argparse.Namespace) -> NoReturn:
+    parser: _Parser = options.parser
+    parser.error("which part? It has: learn")
+
+
+def _policy_learn(options: argparse.Namespace) -> int:
+    from fabrictap.config import ConfigError
+    from fabrictap.view import policy
+
+    if options.recording or options.file is not None:
+        from fabrictap.view import recorder
+
+        source = _path(options)
+        with recorder.opener(source, _owner(options))() as recording:
+            observed = policy.from_recording(recording)
+    else:
+        from fabrictap.insight.remembered import Remembered
+        from fabrictap.insight.statefile import StateFile, StateFileError
+
+        config = _load(options)
+        path = options.state or config.state.path
+        if path is None:
+            raise ConfigError("state.path is null: nothing is remembered; --state PATH or --recording")
+        remembered = Remembered(config.limits.egress_pairs)
+        try:
+            StateFile(path, remembered).read()
+        except StateFileError as error:
+            _complain(f"fabrictap: {error}")
+            return 1
+        observed, source = policy.from_memory(remembered), path
+    print(policy.text(policy.propose(observed), source), end="")
     return 0
 
 

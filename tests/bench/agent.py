@@ -117,6 +117,8 @@ class _Agent:
             "export.interval": f"{load.interval}s",
             "export.otlp.metrics.endpoint": endpoint,
             "export.otlp.traces.endpoint": endpoint,
+            "export.otlp.logs.endpoint": endpoint,
+            "state.path": "none",
             "agent.log_level": "warning",
         }
         arguments = [word for key, value in settings.items() for word in ("--set", f"{key}={value}")]

@@ -56,6 +56,7 @@ class Demo:
             "export.file.path": self.exported.path,
             "export.otlp.metrics.enabled": "false",
             "export.otlp.traces.enabled": "false",
+            "export.otlp.logs.enabled": "false",
             "sources.infiniband.interval": "500ms",
         }
         argv = [Path(sys.prefix) / "bin" / "fabrictap", "run"]
@@ -119,8 +120,8 @@ class Demo:
         enough = 0.98 * flow.bytes
         self.wait(lambda: self.dark(SERVER) - before >= enough, 10, "what was taken is not called dark")
         self.screen.notice(
-            f"fabrictap on {SERVER} alone says so: {self.dark(SERVER) - before:,} bytes left that port that no "
-            f"process there asked for (rdma.port.dark.io); on {CLIENT}, {self.dark(CLIENT):,}."
+            f"fabrictap on {SERVER} alone says so: {self.dark(SERVER) - before:,} bytes left that port "
+            f"that no process there asked for (rdma.port.dark.io); on {CLIENT}, {self.dark(CLIENT):,}."
         )
         # It is gone by now: at its largest.
         open_to_reads: dict[str, float] = {}

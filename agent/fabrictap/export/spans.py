@@ -16,7 +16,7 @@ from fabrictap import catalog
 from fabrictap.export import resource, wire
 from fabrictap.export.outbox import Request
 from fabrictap.ext.ring import encode_attributes
-from fabrictap.ledger.flows import FinishedSpan
+from fabrictap.ledger.flows import FinishedSpan, SpanEvent
 
 # The same number in ExportTraceServiceRequest; in ResourceSpans and ScopeSpans.
 _RESOURCE_SPANS, _SCOPE_SPANS, _SPANS = 1, 2, 2
@@ -72,7 +72,16 @@ def _encode(span: FinishedSpan) -> bytes:
         status=_status(span),
         flags=_REMOTE if remote else _HERE,
     )
-    return message.SerializeToString() + encode_attributes(span.attributes, Span.ATTRIBUTES_FIELD_NUMBER)
+    events = b"".join(wire.field(Span.EVENTS_FIELD_NUMBER, _encode_event(event)) for event in span.events)
+    attributes = encode_attributes(span.attributes, Span.ATTRIBUTES_FIELD_NUMBER)
+    return message.SerializeToString() + attributes + events
+
+
+def _encode_event(event: SpanEvent) -> bytes:
+    message = Span.Event(time_unix_nano=event.time_ns, name=event.name)
+    return message.SerializeToString() + encode_attributes(
+        event.attributes, Span.Event.ATTRIBUTES_FIELD_NUMBER
+    )
 
 
 def _kind(span: FinishedSpan) -> Span.SpanKind.ValueType:

@@ -7,25 +7,11 @@ from dataclasses import dataclass
 from fabrictap.catalog import NETWORK_IO, NETWORK_PACKETS
 from fabrictap.ledger.traffic import Moved, PortTraffic
 from fabrictap.series import Series
+from fabrictap.sources.infiniband.counters import RETRIES
 from fabrictap.sources.infiniband.links import Link
 from fabrictap.sources.infiniband.watch import NETDEV, Counter, port_id
 
 _FRAMES = {f"{NETDEV}/tx_packets": "transmit", f"{NETDEV}/rx_packets": "receive"}
-#: Counters of drivers that move when a request of this node is sent again (mlx5: Documentation/networking/
-#: device_drivers/ethernet/mellanox/mlx5/counters.rst and "Understanding mlx5 Linux Counters"; rdma_rxe:
-#: rxe_hw_counters.c): acknowledgement timeouts, sequence and receiver-not-ready NAKs that came in.
-_RETRIES = frozenset(
-    {
-        "local_ack_timeout_err",
-        "packet_seq_err",
-        "implied_nak_seq_err",
-        "rnr_nak_retry_err",
-        "roce_adp_retrans",
-        "completer_retry_err",
-        "rcvd_seq_err",
-        "rcvd_rnr_err",
-    }
-)
 _DIRECTIONS = ("transmit", "receive")
 _WHAT = ("bytes", "packets", "frames")
 _ETHERNET = 18  # header and VLAN tag
@@ -41,6 +27,7 @@ class _Port:
     hw_id: str
     software: bool
     directions: tuple[tuple[str, tuple[Series | None, ...]], ...]
+    retries: tuple[Series, ...]
 
 
 class TrafficCounters:
@@ -70,7 +57,7 @@ class TrafficCounters:
             name = str(attributes.get("rdma.counter.name") or attributes.get("error.type"))
             if name in _FRAMES:
                 what, direction = "frames", _FRAMES[name]
-            elif name in _RETRIES:
+            elif name in RETRIES:
                 what, direction = "retries", name
             else:
                 return
@@ -99,7 +86,6 @@ class TrafficCounters:
                 size, packets, frames = map(_value, counters)
                 if size is not None and packets is not None:
                     moved[direction] = size, packets, frames
-            retries = sum(self._value(hw_id, "retries", name) or 0 for name in _RETRIES)
             if moved:
                 link = port.link
                 found[port.hw_id] = PortTraffic(
@@ -109,7 +95,7 @@ class TrafficCounters:
                     link.port.link_layer,
                     port.software,
                     (link.mtu or _DEFAULT_MTU) + _ETHERNET,
-                    retries,
+                    sum(_value(series) or 0 for series in port.retries),
                     moved,
                 )
         return found
@@ -120,7 +106,10 @@ class TrafficCounters:
             (direction, tuple(self._series.get((hw_id, what, direction)) for what in _WHAT))
             for direction in _DIRECTIONS
         )
-        return _Port(link, hw_id, hw_id in self._software, directions)
+        retries = tuple(
+            series for (port, what, _), series in self._series.items() if (port, what) == (hw_id, "retries")
+        )
+        return _Port(link, hw_id, hw_id in self._software, directions, retries)
 
 
 def _value(series: Series | None) -> int | None:

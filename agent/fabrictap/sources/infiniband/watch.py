@@ -14,7 +14,7 @@ from fabrictap.catalog import NETWORK_IO, PORT_COUNTER, Metric
 from fabrictap.ext import counters
 from fabrictap.ext.ring import Ring
 from fabrictap.series import AttributeValue, Series
-from fabrictap.sources.infiniband.counters import HW_COUNTERS, classify, counts_bytes
+from fabrictap.sources.infiniband.counters import HW_COUNTERS, RETRIES, classify, counts_bytes
 from fabrictap.sources.infiniband.links import Link, Links
 from fabrictap.sources.infiniband.sysfs import DeviceTree, Identity, PortTree, Scan, scan
 from fabrictap.sources.infiniband.troubles import Backoff, Troubles, word
@@ -44,6 +44,8 @@ class Counter:
     metric: Metric
     attributes: tuple[tuple[str, AttributeValue], ...]
     scale: int = 1
+    #: Held against the traffic counters, and so read with them whether it moves or not.
+    prompt: bool = False
 
     @property
     def key(self) -> _Key:
@@ -180,7 +182,8 @@ class Watch:
         """Let a counter feed ``series``."""
         watched.series = series
         if watched.slot is not None:
-            self._files.bind(watched.slot, series, watched.counter.metric.rates)
+            counter = watched.counter
+            self._files.bind(watched.slot, series, counter.metric.rates, counter.prompt)
 
     def fold(self, ring: Ring, now_ns: int, *, fast: bool = False) -> None:
         """Put what was read into the series. Under the node's lock."""
@@ -272,14 +275,17 @@ def counters_of(device: DeviceTree) -> Iterator[Counter]:
         meanings = classify(port.files)
         for file, meaning in meanings.items():
             path = f"{port.path}/{file.group}/{file.name}"
-            yield Counter(path, port.identity, meaning.metric, common + meaning.attributes, meaning.scale)
+            attributes = common + meaning.attributes
+            prompt = file.name in RETRIES
+            yield Counter(path, port.identity, meaning.metric, attributes, meaning.scale, prompt)
         if port.statistics is not None and not counts_bytes(meanings.values()):
             for name in ("tx_packets", "rx_packets"):
                 named = (("rdma.counter.name", f"{NETDEV}/{name}"),)
-                yield Counter(f"{port.statistics}/{name}", port.identity, PORT_COUNTER, common + named)
+                path = f"{port.statistics}/{name}"
+                yield Counter(path, port.identity, PORT_COUNTER, common + named, prompt=True)
             for name, direction in (("tx_bytes", "transmit"), ("rx_bytes", "receive")):
-                attributes = (("network.io.direction", direction), ("rdma.counter.source", "netdev"))
-                yield Counter(f"{port.statistics}/{name}", port.identity, NETWORK_IO, common + attributes)
+                sides = (("network.io.direction", direction), ("rdma.counter.source", "netdev"))
+                yield Counter(f"{port.statistics}/{name}", port.identity, NETWORK_IO, common + sides)
     # older efa shows the counters of its port on the device as well: counted once, as the port's
     taken = frozenset(file.name for port in device.ports for file in port.files if file.group == HW_COUNTERS)
     for file, meaning in classify(device.files, traffic=False, taken=taken).items():

@@ -1381,19 +1381,22 @@ FINDING_RAISED = Event(
 FINDING_ENDED = Event("fabrictap.finding.ended", 9, "What was found is no longer so", _FINDING)
 
 
+# A copy in each of these: a warning from the garbage collector adds a name to the globals it comes upon.
+
+
 def events() -> Iterator[Event]:
     """Every event of the catalog, in the order of this file."""
-    return (value for value in globals().values() if isinstance(value, Event))
+    return (value for value in tuple(globals().values()) if isinstance(value, Event))
 
 
 def findings() -> Iterator[Finding]:
     """Every kind of finding, in the order of this file."""
-    return (value for value in globals().values() if isinstance(value, Finding))
+    return (value for value in tuple(globals().values()) if isinstance(value, Finding))
 
 
 def metrics() -> Iterator[Metric]:
     """Every metric of the catalog, in the order of this file."""
-    return (value for value in globals().values() if isinstance(value, Metric))
+    return (value for value in tuple(globals().values()) if isinstance(value, Metric))
 
 
 def rates(metric: Metric) -> tuple[Metric, Metric]:
@@ -1426,9 +1429,9 @@ def exported() -> Iterator[Metric]:
 
 def spans() -> Iterator[Span]:
     """Every span of the catalog, in the order of this file."""
-    return (value for value in globals().values() if isinstance(value, Span))
+    return (value for value in tuple(globals().values()) if isinstance(value, Span))
 
 
 def attributes() -> Iterator[Attribute]:
     """Every attribute key of the catalog, in the order of this file."""
-    return (value for value in globals().values() if isinstance(value, Attribute))
+    return (value for value in tuple(globals().values()) if isinstance(value, Attribute))

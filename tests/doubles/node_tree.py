@@ -110,7 +110,7 @@ class NodeTree:
 
     def rdma(self, name: str, number: int, *, mode: int = 0o666, shared: bool = True) -> None:
         """An RDMA device of mlx5 and its files in /dev."""
-        (self.sys / "class/infiniband" / name).mkdir(parents=True)
+        self.link(f"sys/class/infiniband/{name}/device", "/bus/pci")
         self.device(f"infiniband/uverbs{number}", mode)
         self.device(f"infiniband/umad{number}", 0o600)
         self.device("infiniband/rdma_cm", mode)
@@ -266,7 +266,17 @@ def misconfigured_node(root: Path) -> NodeTree:
             domain="identity",
         )
         tree.device(f"nvidia{number}", 0o666)
-    tree.pci("0000:30:00.0", 0x15B3, 0xA2D6, 0x0200, below=bridge, driver="mlx5_core", group="1", functions=2)
+    tree.pci(
+        "0000:30:00.0",
+        0x15B3,
+        0xA2D6,
+        0x0200,
+        below=bridge,
+        driver="mlx5_core",
+        group="1",
+        domain="identity",
+        functions=2,
+    )
     tree.pci(
         "0000:30:00.3", 0x15B3, 0x101E, 0x0200, below=bridge, driver="vfio-pci", group="9", domain="unmanaged"
     )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 
-from fabrictap.audit import pci
+from fabrictap.audit import pci, verbs
 from fabrictap.audit.facts import Denied, Node
 from fabrictap.audit.model import Finding, Observed, Present, Severity, Sight, Way, doubt, many, some
 
@@ -83,7 +83,7 @@ def _functions(node: Node, bus: pci.Bus) -> Way:
         return Way(key, name, Present.NO, "no adapter or GPU has virtual functions enabled")
     total = sum(one.functions for one in parents)
     guests = [one for one in bus.devices if one.driver == "vfio-pci"]
-    seen = node.watch.sight("infiniband", Observed.HARDWARE, "a port counts its functions together")
+    seen = verbs.port(node, "a port counts its functions together")
     findings = []
     if guests:
         findings.append(

@@ -37,7 +37,8 @@ def ways(node: Node) -> list[Way]:
             )
         ]
     spaces = len({one.ipc for one in holders})
-    why = f"{len(holders)} processes have GPUs open, in {many(spaces, 'IPC namespace')}; who maps whose is not listed"
+    why = f"{len(holders)} processes have GPUs open, in {many(spaces, 'IPC namespace')}; "
+    why += "who maps whose is not listed"
     return [Way(_KEY, _NAME, Present.YES, why, seen, tuple(findings))]
 
 

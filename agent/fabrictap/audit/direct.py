@@ -21,13 +21,14 @@ def _direct(node: Node) -> Way:
         return Way(key, name, present, why)
     mlx5 = isinstance(node.modules, Denied) or "mlx5_ib" in node.modules
     users = [one for one in node.processes.rdma if _WHAT & one.libraries.keys()]
-    seen = node.watch.sight("infiniband", Observed.HARDWARE, "bytes and packets of the port; not whose")
+    seen = verbs.port(node, "bytes and packets of the port; not whose")
     if users:
         finding = Finding(
             Severity.MEDIUM,
             "processes with libraries that may write queue entries themselves: not counted, and theirs to "
             "hide",
-            "UCX: UCX_TLS=rc_v (the verbs transport) in place of rc_x, dc_x; NVSHMEM: NVSHMEM_IB_ENABLE_IBGDA=0; alert on rdma.port.dark.io",
+            "UCX: UCX_TLS=rc_v (the verbs transport) in place of rc_x, dc_x; NVSHMEM: "
+            "NVSHMEM_IB_ENABLE_IBGDA=0; alert on rdma.port.dark.io",
             some([f"{one}: {_told(one)}" for one in users]),
         )
         return Way(

@@ -167,6 +167,15 @@ class Node:
         return self.names(f"{self.sys}/class/infiniband", 1024)
 
     @cached_property
+    def software_rdma(self) -> bool:
+        """Whether all RDMA devices are software, as rdma_rxe and siw: on an interface, or on no device."""
+        paths = [f"{self.sys}/class/infiniband/{name}" for name in self.rdma_devices.names]
+        return bool(paths) and all(
+            isinstance(self.read(f"{path}/parent"), str) or not os.path.lexists(f"{path}/device")
+            for path in paths
+        )
+
+    @cached_property
     def release(self) -> str:
         return self._said("osrelease")
 
@@ -179,7 +188,13 @@ class Node:
         return text if isinstance(text, str) and text else "unknown"
 
     @cached_property
-    def kernel(self) -> tuple[int, int]:
+    def kernel(self) -> tuple[int, int] | None:
+        """Version of the kernel, (5, 12) as in 5.12.3-arch; None where it is not known."""
         major, _, rest = self.release.partition(".")
         minor = "".join(c for c in rest.partition(".")[0].partition("-")[0] if c.isdigit())
-        return (int(major) if major.isdigit() else 0, int(minor or 0))
+        return (int(major), int(minor or 0)) if major.isdigit() else None
+
+    @cached_property
+    def devices_listed(self) -> bool:
+        """Whether ``dev`` is the /dev of a node: not empty, and not a container's."""
+        return "null" in self.names(self.dev).names and not self.processes.outside

@@ -99,6 +99,12 @@ def _imex(node: Node) -> Way:
         return Way(key, name, Present.UNKNOWN, str(listed.denied), _hardware(node), (worst,))
     channels = [one for one in listed.names if _CHANNEL.fullmatch(one)]
     if not channels and not daemon:
+        found = gpus.find(node)
+        if found.present is not Present.NO and not node.devices_listed:
+            worst = doubt(
+                Severity.HIGH, "IMEX channels are not known: this is not the node's /dev", "run on the node"
+            )
+            return Way(key, name, Present.UNKNOWN, "not the node's /dev", _hardware(node), (worst,))
         return Way(key, name, Present.NO, "no IMEX channel and no nvidia-imex")
     open_ = []
     for channel in channels:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from fabrictap.audit import gpus, verbs
 from fabrictap.audit.facts import Denied, Node
-from fabrictap.audit.model import NOTHING, Finding, Observed, Present, Severity, Way, doubt
+from fabrictap.audit.model import NOTHING, Finding, Present, Severity, Way, doubt
 from fabrictap.view.text import amount
 
 _KEY, _NAME = "gpudirect.rdma", "GPUDirect RDMA"
@@ -39,9 +39,8 @@ def _peermem(node: Node) -> Way:
         return Way(key, name, Present.UNKNOWN, str(clients.denied), findings=(_doubt(str(clients.denied)),))
     if not loaded and not clients.names:
         return Way(key, name, Present.NO, "no peer memory module (nvidia_peermem) is loaded")
-    seen = node.watch.sight(
-        "infiniband",
-        Observed.HARDWARE,
+    seen = verbs.port(
+        node,
         "bytes of the port; a region of GPU memory is not told from the host's",
     )
     registered, readable = 0, False
@@ -73,12 +72,12 @@ def _dmabuf(node: Node) -> Way:
     present, why = _needs(node)
     if present is Present.NO:
         return Way(key, name, present, why)
-    if node.kernel < (5, 12):
-        return Way(key, name, Present.NO, f"Linux {node.release} cannot: 5.12 is the first that does")
+    if node.kernel is None or node.kernel < (5, 12):
+        state = Present.NO if node.kernel else Present.UNKNOWN
+        return Way(key, name, state, f"Linux {node.release}: 5.12 is the first that can")
     symbols = node.symbols
-    seen = node.watch.sight(
-        "infiniband",
-        Observed.HARDWARE,
+    seen = verbs.port(
+        node,
         "bytes of the port; a region of GPU memory is not told from the host's",
     )
     if isinstance(symbols, Denied):

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from fabrictap.audit import verbs
 from fabrictap.audit.facts import Denied, Node
-from fabrictap.audit.model import NOTHING, Finding, Observed, Present, Severity, Way, doubt, some
+from fabrictap.audit.model import NOTHING, Finding, Present, Severity, Way, doubt, some
 
 _KEY, _NAME = "rdma.kernel", "kernel services over RDMA"
 #: Module -> what it carries.
@@ -62,9 +63,8 @@ def ways(node: Node) -> list[Way]:
     if not loaded and not used:
         why = "none of their modules is loaded, no mount and no drive uses it"
         return [Way(_KEY, _NAME, Present.NO, why, NOTHING, tuple(findings))]
-    seen = node.watch.sight(
-        "infiniband",
-        Observed.HARDWARE,
+    seen = verbs.port(
+        node,
         "bytes of the port; verbs lists the kernel's queue pairs, not their posts",
     )
     if used or "ko2iblnd" in loaded:

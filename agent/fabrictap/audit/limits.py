@@ -78,7 +78,11 @@ def _kernel(node: Node) -> Iterator[Finding]:
             f"kernel.perf_event_paranoid={paranoid}: probes need CAP_SYS_ADMIN, CAP_PERFMON is not enough",
             "sysctl kernel.perf_event_paranoid=2, or CAP_SYS_ADMIN for the agent",
         )
-    if node.mode(f"{node.sys}/kernel/btf/vmlinux") is None:
+    if not node.names(f"{node.sys}/kernel").exists:
+        yield doubt(
+            Severity.MEDIUM, "what the kernel lets an agent see is not known: no sysfs", "run on the node"
+        )
+    elif node.mode(f"{node.sys}/kernel/btf/vmlinux") is None:
         yield Finding(
             Severity.MEDIUM,
             "the kernel has no type information (BTF): connections are known from netlink only, posts of "

@@ -33,8 +33,8 @@ def _acs(node: Node, bus: pci.Bus) -> list[Finding]:
         findings.append(
             Finding(
                 Severity.HIGH if guests else Severity.MEDIUM,
-                f"{many(len(found.open), 'PCIe port')} let the devices below them reach each other past the IOMMU "
-                f"(ACS off)" + (", and virtual machines have devices of this node" if guests else ""),
+                f"{many(len(found.open), 'PCIe port')} with ACS off: the devices below reach each other past "
+                "the IOMMU" + (", and virtual machines have devices of this node" if guests else ""),
                 "shared nodes and VMs: setpci -s PORT ECAP_ACS+6.w=001d (request and completion redirect), "
                 "or ACS in the firmware; a node of one tenant may need it off for GPUDirect",
                 some(list(found.open)),

@@ -106,6 +106,8 @@ class Processes:
     namespaces: dict[str, Process] = field(default_factory=dict)
     names: dict[str, list[int]] = field(default_factory=dict)
     looked_at: int = 0
+    #: Whether these are not the node's, but those of some pid namespace.
+    outside: bool = False
     doubts: list[str] = field(default_factory=list)
 
     @staticmethod
@@ -125,6 +127,7 @@ class Processes:
             found.doubts.append(f"{proc} hides processes of others (hidepid), or is no /proc")
         pids = sorted(pids[:MOST_PROCESSES])
         if (_link(f"{proc}/self/ns/pid") or _link(f"{proc}/1/ns/pid")) != _FIRST_PID_NS:
+            found.outside = True
             found.doubts.append("not in the node's pid namespace: processes of others are not seen")
         first = _link(f"{proc}/1/ns/mnt")
         if first is None:

@@ -47,8 +47,8 @@ def ways(node: Node) -> list[Way]:
 def _sight(node: Node) -> Sight:
     """The side that is read or written sees nothing of it: only the port counts."""
     watch = node.watch
-    seen = watch.sight("infiniband", Observed.HARDWARE, "a peer's access moves bytes of the port only")
-    if seen.how is Observed.HARDWARE and watch.dark is not None:
+    seen = verbs.port(node, "a peer's access moves bytes of the port only")
+    if seen.how in (Observed.HARDWARE, Observed.ESTIMATED) and watch.dark is not None:
         return Sight(seen.how, f"{seen.by}; {amount(watch.dark, 'By')} dark since the agent began")
     return seen
 

@@ -69,6 +69,15 @@ def sight(node: Node) -> Sight:
     return Sight(worst, f"verbs: {sum(counts.values())} connections ({told}); the worst counts here")
 
 
+def port(node: Node, by: str) -> Sight:
+    """What the ports' counters tell: of software devices the interface's bytes, other traffic included."""
+    if node.software_rdma:
+        seen = node.watch.sight("infiniband", Observed.ESTIMATED, f"{by} (of its interface: software RDMA)")
+    else:
+        seen = node.watch.sight("infiniband", Observed.HARDWARE, by)
+    return seen
+
+
 def _modes(node: Node) -> list[Finding]:
     """Who may open what is in /dev/infiniband."""
     listed = node.names(f"{node.dev}/infiniband", 4096)

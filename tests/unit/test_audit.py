@@ -277,6 +277,26 @@ def test_a_link_in_a_container_leads_nowhere(tmp_path):
     assert found.why == "in /dev of 1 container"  # the other one
 
 
+def test_shared_memory_that_is_mounted_into_two_pods_is_found(tmp_path):
+    tree = node_tree.hgx_node(tmp_path)
+    node_tree.container(tree, 6000, "app", node_tree.POD_B, "c" * 64, gpu=1)
+    roots = [tmp_path / "containers" / (letter * 12) for letter in "ac"]
+    for root in roots:
+        (root / "dev/shm").mkdir()
+
+    def shared():
+        made = report.audit(node(tmp_path), 0, 0)
+        return [one for key, one in made.findings if key == "cuda.ipc" and "/dev/shm" in one.what]
+
+    assert shared() == []
+    # A stand-in for the mount: the same directory in both.
+    (roots[1] / "dev").rename(tmp_path / "gone")
+    (tree.proc / "6000/root").unlink()
+    (tree.proc / "6000/root").symlink_to(roots[0])
+    (one,) = shared()
+    assert len(one.evidence) == 2
+
+
 # --- hostile and large ----------------------------------------------------------------------------
 
 

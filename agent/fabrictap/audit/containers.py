@@ -10,7 +10,7 @@ from fabrictap.audit import verbs
 from fabrictap.audit.facts import Denied, Node
 from fabrictap.audit.model import NOTHING, Finding, Present, Severity, Way, doubt, many, some
 from fabrictap.audit.patience import each
-from fabrictap.audit.processes import Process
+from fabrictap.audit.processes import Process, open_below
 
 _NAME = re.compile(r"uverbs\d+|umad\d+")
 
@@ -64,13 +64,8 @@ def _inside(node: Node) -> tuple[list[tuple[Process, tuple[str, ...]]], list[str
 
 
 def _devices(node: Node, one: Process) -> tuple[str, ...]:
-    """Step by step below the process's root and through no link, which could lead back out of it."""
-    fd = os.open(f"{node.proc}/{one.pid}/root", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    fd = open_below(node.proc, one.pid, "dev", "infiniband")
     try:
-        for part in ("dev", "infiniband"):
-            inner = os.open(part, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=fd)
-            os.close(fd)
-            fd = inner
         with os.scandir(fd) as entries:
             return tuple(sorted(e.name for e in islice(entries, 4096) if _NAME.fullmatch(e.name)))
     finally:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 from fabrictap.audit import gpus
 from fabrictap.audit.facts import Node
 from fabrictap.audit.model import Finding, Observed, Present, Severity, Sight, Way, doubt, many, some
-from fabrictap.audit.processes import Process
+from fabrictap.audit.patience import each
+from fabrictap.audit.processes import Process, open_below
 
 _KEY, _NAME = "cuda.ipc", "GPU memory between processes (CUDA IPC)"
 
@@ -18,7 +20,7 @@ def ways(node: Node) -> list[Way]:
         return [Way(_KEY, _NAME, Present.NO, found.why)]
     holders = node.processes.gpu
     seen = Sight(Observed.NOT, "no source of this version sees cuIpcOpenMemHandle and its like")
-    findings = _shared(node, holders)
+    findings = [*_shared(node, holders), *_memory(node, holders)]
     findings += [
         doubt(Severity.HIGH, f"which GPU processes share an IPC namespace is not known: {why}", "run as root")
         for why in node.processes.doubts
@@ -87,6 +89,35 @@ def _shared(node: Node, holders: list[Process]) -> list[Finding]:
             )
         )
     return found
+
+
+def _memory(node: Node, holders: list[Process]) -> list[Finding]:
+    """/dev/shm of one mounted into others: shared between IPC namespaces that are not."""
+
+    def which(one: Process) -> tuple[int, int]:
+        fd = open_below(node.proc, one.pid, "dev", "shm")
+        try:
+            status = os.fstat(fd)
+            return status.st_dev, status.st_ino
+        finally:
+            os.close(fd)
+
+    first = {one.group: one for one in holders if one.foreign}
+    places: dict[tuple[int, int], list[Process]] = {}
+    for one, found in each(list(first.values()), which):
+        if isinstance(found, tuple):
+            places.setdefault(found, []).append(one)
+    shared = [those for those in places.values() if len({one.ipc for one in those}) > 1]
+    return [
+        Finding(
+            Severity.MEDIUM,
+            f"GPU processes of {len(those)} workloads share /dev/shm by a mount: handles of GPU memory and "
+            "data pass through it",
+            "no hostPath of /dev/shm; an emptyDir of medium Memory for each pod",
+            some([str(one) for one in those]),
+        )
+        for those in shared
+    ]
 
 
 def _link(path: str) -> str | None:

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import os
 import re
 
 from fabrictap.audit import gpus
 from fabrictap.audit.facts import Denied, Node
 from fabrictap.audit.model import Finding, Observed, Present, Severity, Sight, Way, doubt, many, some
+from fabrictap.audit.patience import each
+from fabrictap.audit.processes import open_below
 
 _KEY, _NAME = "gpu.sharing", "GPUs shared (MPS, MIG, time slices)"
 _GPU = re.compile(r"gpu\d+")
@@ -67,12 +70,20 @@ def ways(node: Node) -> list[Way]:
 
 def _pipes(node: Node) -> tuple[str, ...]:
     """The default pipe directory, as the daemon sees it."""
-    found = []
-    for pid in node.processes.named("nvidia-cuda-mps-control")[:4]:
-        mode = node.mode(f"{node.proc}/{pid}/root/tmp/nvidia-mps")
-        if isinstance(mode, int):
-            found.append(f"/tmp/nvidia-mps of {pid} has mode {mode & 0o777:04o}")
-    return tuple(found)
+
+    def mode(pid: int) -> int:
+        fd = open_below(node.proc, pid, "tmp", "nvidia-mps")
+        try:
+            return os.fstat(fd).st_mode & 0o777
+        finally:
+            os.close(fd)
+
+    pids = node.processes.named("nvidia-cuda-mps-control")[:4]
+    return tuple(
+        f"/tmp/nvidia-mps of {pid} has mode {found:04o}"
+        for pid, found in each(pids, mode)
+        if isinstance(found, int)
+    )
 
 
 def _slices(node: Node) -> int | Denied:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections import Counter
 
 from fabrictap.audit.facts import Denied, Node
 from fabrictap.audit.model import ORDER, Finding, Observed, Present, Severity, Sight, Way, doubt, many, some
@@ -30,7 +31,11 @@ def devices(node: Node) -> tuple[Present, str]:
     if not found.names:
         return _elsewhere(node, users)
     names = ", ".join(some(list(found.names), 8))
-    return Present.YES, f"{names}; open in {many(users, 'process', 'processes')}"
+    libraries = Counter(name for one in node.processes.rdma for name in one.libraries if name != "libibverbs")
+    told = ", ".join(f"{name} {number}" for name, number in sorted(libraries.items()))
+    return Present.YES, f"{names}; open in {many(users, 'process', 'processes')}" + (
+        f" ({told})" if told else ""
+    )
 
 
 def _elsewhere(node: Node, users: int) -> tuple[Present, str]:

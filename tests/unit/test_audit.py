@@ -107,7 +107,7 @@ def test_a_well_kept_hgx_node_has_its_ways_and_nothing_of_high_severity(trees):
     [
         ("rdma.verbs", "high", "any user may send management packets", "umad0 0666"),
         ("rdma.verbs", "medium", "may open RDMA devices: the kernel's default", "uverbs0 0666"),
-        ("rdma.containers", "high", "containers with a device for fabric management", "umad0"),
+        ("rdma.containers", "medium", "containers with a device for fabric management", "umad0"),
         ("rdma.containers", "medium", "netns shared), and 2 containers", "uverbs0"),
         ("rdma.containers", "low", "as the node's root", "5000/trainer"),
         ("rdma.direct", "medium", "may write queue entries themselves", ": UCX"),

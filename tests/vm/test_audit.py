@@ -35,6 +35,14 @@ def findings(found: dict[str, Any], way: str) -> list[dict[str, Any]]:
     return [one for one in found["findings"] if one["way"] == way]
 
 
+def start(agent: Agent) -> None:
+    """The checkout's agent."""
+    settings = [word for setting in agent.settings for word in ("--set", setting)]
+    argv = [sys.executable, "-m", "fabrictap", "run", *settings]
+    agent.process = agent.machine.start(argv, env={"PYTHONPATH": str(SOURCE)})
+    agent.until_logged("source verbs delivers", 200)
+
+
 def _registered(agent: Agent, pid: int) -> bool:
     agent.exported.poll()
     return bool(agent.exported.now("rdma.memory_region.size", pid=pid, access="read_write"))
@@ -48,9 +56,7 @@ def agent(machine: Machine) -> Iterator[Agent]:
         watching.process.kill()
 
 
-def test_an_open_device_and_what_its_peer_may_do_are_found_with_and_without_an_agent(
-    machine: Machine, agent: Agent
-) -> None:
+def test_an_open_device_and_registered_memory_are_found_without_an_agent(machine: Machine) -> None:
     idle = audit(machine, "--file", "/run/no-ring", "--fail-on", "high")
     assert idle["by"]["rdma.verbs"]["present"] == "yes"
     assert idle["by"]["rdma.verbs"]["why"] == "rxe0, rxe1; open in 0 processes"
@@ -77,13 +83,16 @@ def test_an_open_device_and_what_its_peer_may_do_are_found_with_and_without_an_a
         # A user who may not look is told so, and an admission check does not pass.
         lesser = audit(machine, "--file", "/run/no-ring", "--fail-on", "high", code=3, before=NOBODY)
         assert any("hide what they have open" in one["what"] for one in lesser["findings"])
-
-        agent.start()
-        ring = f"/run/fabrictap/{agent.name}"
     finally:
         client.kill()
         server.process.kill()
-    # A connection that the agent has seen from its beginning: what its peer may do is known.
+
+
+def test_a_running_agent_tells_what_peers_may_do_and_how_well_it_is_observed(
+    machine: Machine, agent: Agent
+) -> None:
+    start(agent)
+    ring = f"/run/fabrictap/{agent.name}"
     server = listen(machine, "rping", "-C", "10000000", "-S", "1000")
     client = server.connect(machine, "rxe1")
     try:

@@ -103,10 +103,10 @@ def _names(inside: list[tuple[Process, tuple[str, ...]]]) -> list[Finding]:
         return []
     return [
         Finding(
-            Severity.HIGH,
-            "containers with a device for fabric management packets (umad)",
-            "give out uverbs and rdma_cm only: the RDMA device plugin does; not /dev/infiniband as a "
-            "whole, not privileged: true",
+            Severity.MEDIUM,
+            "containers with a device for fabric management packets (umad): their root may send them",
+            "give out uverbs and rdma_cm only: not /dev/infiniband as a whole, not privileged: true; where "
+            "a device plugin hands umad out as well, runAsNonRoot: true",
             some(mad),
         )
     ]

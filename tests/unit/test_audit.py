@@ -336,6 +336,14 @@ def test_no_more_processes_than_the_limit_are_looked_at_and_that_is_said(tmp_pat
     assert "only 50 processes were looked at" in found.doubts
 
 
+def test_more_open_files_than_the_limit_are_said(tmp_path, monkeypatch):
+    tree = node_tree.clean_cpu_node(tmp_path)
+    tree.process(1000, "many", devices=("/dev/null",) * 9)
+    monkeypatch.setattr(processes, "_MOST_DESCRIPTORS", 8)
+    found = processes.Processes.scan(str(tree.proc))
+    assert found.doubts == ["1 processes have more open than the 8 that were looked at"]
+
+
 def test_what_hangs_is_left_behind_and_after_some_the_rest_too():
     released = threading.Event()
     looked = []

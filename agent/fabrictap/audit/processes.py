@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
@@ -15,7 +14,7 @@ from fabrictap.ledger.workloads.text import clean
 
 #: More than these are not looked at, and that is said.
 MOST_PROCESSES = 10_000
-_MOST_DESCRIPTORS = 4096
+_MOST_DESCRIPTORS = 65536
 _MAPS = 8 << 20
 _SMALL = 16 << 10
 #: The kernel's own numbers of the first namespaces, the same on every boot (include/linux/proc_ns.h).
@@ -129,11 +128,15 @@ class Processes:
         if (_link(f"{proc}/self/ns/pid") or _link(f"{proc}/1/ns/pid")) != _FIRST_PID_NS:
             found.outside = True
             found.doubts.append("not in the node's pid namespace: processes of others are not seen")
+        found._look_at(proc, pids, seconds)
+        return found
+
+    def _look_at(self, proc: str, pids: list[int], seconds: float) -> None:
         first = _link(f"{proc}/1/ns/mnt")
         if first is None:
             # Of every process, but not who is in a container: kthreadd has the node's mounts too.
             first = _link(f"{proc}/2/ns/mnt")
-        denied = hung = 0
+        denied = hung = cut = 0
         for _, one in each(pids, lambda pid: _look(proc, pid, first), seconds):
             if isinstance(one, (ProcessLookupError, FileNotFoundError)):
                 continue  # has ended
@@ -141,21 +144,25 @@ class Processes:
                 hung += 1
                 continue
             if isinstance(one, OSError):
-                found.looked_at += 1
+                self.looked_at += 1
                 denied += 1
                 continue
             if isinstance(one, Exception):
                 raise one
-            found.looked_at += 1
-            found._put(one)
+            self.looked_at += 1
+            self._put(one)
             denied += one.incomplete == "denied"
+            cut += one.incomplete == "cut"
         if denied:
-            found.doubts.append(
-                f"{denied} of {found.looked_at} processes hide what they have open (root may look)"
+            self.doubts.append(
+                f"{denied} of {self.looked_at} processes hide what they have open (root may look)"
+            )
+        if cut:
+            self.doubts.append(
+                f"{cut} processes have more open than the {_MOST_DESCRIPTORS} that were looked at"
             )
         if hung:
-            found.doubts.append(f"{hung} processes could not be looked at: they hang in the kernel")
-        return found
+            self.doubts.append(f"{hung} processes could not be looked at: they hang in the kernel")
 
     def _put(self, one: Process) -> None:
         self.names.setdefault(one.name, []).append(one.pid)
@@ -206,7 +213,8 @@ def _look(proc: str, pid: int, first: str | None) -> Process:
     incomplete = None
     devices: frozenset[str] = frozenset()
     try:
-        devices = frozenset(_devices(f"{path}/fd"))
+        devices, whole = _devices(f"{path}/fd")
+        incomplete = None if whole else "cut"
     except PermissionError:
         incomplete = "denied"
     libraries: dict[str, str] = {}
@@ -245,14 +253,19 @@ def _foreign(proc: str, pid: int, mounts: str | None, first: str | None) -> bool
         return True
 
 
-def _devices(path: str) -> Iterator[str]:
+def _devices(path: str) -> tuple[frozenset[str], bool]:
+    """The devices among what is open, and whether all was looked at."""
+    found: set[str] = set()
     with os.scandir(path) as entries:
-        for entry in islice(entries, _MOST_DESCRIPTORS):
+        for number, entry in enumerate(entries):
+            if number >= _MOST_DESCRIPTORS:
+                return frozenset(found), False
             target = _link(entry.path)
             if target == _EVENTS:
-                yield "events"
+                found.add("events")
             elif target is not None and (match := _DEVICE.fullmatch(target.removesuffix(" (deleted)"))):
-                yield match[1]
+                found.add(match[1])
+    return frozenset(found), True
 
 
 def _libraries(path: str) -> dict[str, str]:

@@ -32,7 +32,8 @@ def devices(node: Node) -> tuple[Present, str]:
         return _elsewhere(node, users)
     names = ", ".join(some(list(found.names), 8))
     libraries = Counter(name for one in node.processes.rdma for name in one.libraries if name != "libibverbs")
-    told = ", ".join(f"{name} {number}" for name, number in sorted(libraries.items()))
+    # Where no driver matches by its name, libibverbs maps every provider that is installed.
+    told = ", ".join(some([f"{name} {number}" for name, number in libraries.most_common()], 3))
     return Present.YES, f"{names}; open in {many(users, 'process', 'processes')}" + (
         f" ({told})" if told else ""
     )
@@ -134,8 +135,8 @@ def _blind(node: Node) -> list[Finding]:
             Finding(
                 Severity.MEDIUM,
                 f"{len(blind)} connections whose posted work is not seen: bytes in the port's counters only",
-                "fabrictap flows --coverage control_only; use the node's own rdma-core in the container "
-                "(mount it, or the same file), not ibv_wr_* or a library that writes queue entries itself",
+                "fabrictap flows --coverage control_only says which; use the node's own rdma-core in the "
+                "container (mount it, or the same file), and no library that writes queue entries itself",
                 some(who),
             )
         )

@@ -126,6 +126,21 @@ def _parser() -> argparse.ArgumentParser:
     _configuration(doctor)
     doctor.add_argument("--json", action="store_true", help="as JSON")
 
+    audit = add(
+        "audit", "list the ways past the CPU: what observes each, what is exposed, what mends it", _audit
+    )
+    audit.add_argument("--json", action="store_true", help="as JSON")
+    audit.add_argument(
+        "--fail-on",
+        metavar="LEVEL",
+        choices=("high", "medium", "low", "never"),
+        default="never",
+        help="exit with 1 where something is exposed as badly (high, medium, low), with 3 where it may "
+        "be and could not be looked at",
+    )
+    audit.add_argument("--root", metavar="DIR", help="another node's: DIR/sys, DIR/proc and DIR/dev")
+    _recording(audit)
+
     flows = add("flows", "list the RDMA connections: who, with whom, how much", _reads(_flows))
     flows.add_argument("--all", action="store_true", help="also those that have ended a moment ago")
     flows.add_argument("--pid", type=int, metavar="PID", help="of this process")
@@ -224,7 +239,8 @@ def _load(options: argparse.Namespace) -> Config:
 def _no_command(options: argparse.Namespace) -> NoReturn:
     parser: _Parser = options.parser
     parser.error(
-        "which command? One of run, check-config, doctor, flows, snapshot, recorder, policy, catalog, version"
+        "which command? One of run, check-config, doctor, audit, flows, snapshot, recorder, policy, catalog, "
+        "version"
     )
 
 
@@ -293,6 +309,15 @@ def _doctor(options: argparse.Namespace) -> int:
     from fabrictap.view import doctor
 
     return doctor.main(_load(options), as_json=options.json)
+
+
+def _audit(options: argparse.Namespace) -> int:
+    from fabrictap.view import audit
+
+    path = options.file
+    if path is None and options.root is None:
+        path = _load(options).ring.path
+    return audit.main(path, _owner(options), root=options.root, fail_on=options.fail_on, as_json=options.json)
 
 
 def _reads(command: Callable[[argparse.Namespace], int]) -> Callable[[argparse.Namespace], int]:

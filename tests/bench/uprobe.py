@@ -52,7 +52,11 @@ def _bpftrace(double: Double, application: Application, action: str) -> Iterator
     bare = min(application.tell("time", 10_000)["cpu"] / 10_000 for _ in range(3))
     script = f"uprobe:{double.library}:post_send {{ {action} }}"
     running = subprocess.Popen(
-        ["bpftrace", "-e", script], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+        # Whoever runs this in the background ignores SIGINT, and so would it.
+        ["env", "--default-signal=INT", "bpftrace", "-e", script],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
     )
     try:
         while min(application.tell("time", 10_000)["cpu"] / 10_000 for _ in range(3)) < bare * _PROBED:

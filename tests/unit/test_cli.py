@@ -18,7 +18,18 @@ from otlp_json import Reader
 from otlp_receiver import free_port
 from support import eventually
 
-COMMANDS = ("run", "check-config", "doctor", "audit", "flows", "snapshot", "recorder", "policy", "catalog", "version")
+COMMANDS = (
+    "run",
+    "check-config",
+    "doctor",
+    "audit",
+    "flows",
+    "snapshot",
+    "recorder",
+    "policy",
+    "catalog",
+    "version",
+)
 SOURCES = ("infiniband", "verbs", "rdma_netlink", "nvml")
 NO_UPLINK = tuple(f"export.otlp.{signal}.enabled=false" for signal in ("metrics", "traces", "logs"))
 

@@ -17,7 +17,7 @@ import rings
 from command import fabrictap
 from doubles import node_tree
 from fabrictap import catalog
-from fabrictap.audit import kernel_users, patience, pci, processes, registered, report, verbs
+from fabrictap.audit import kernel_users, patience, pci, process, processes, registered, report, verbs
 from fabrictap.audit.facts import Denied, Node
 from fabrictap.audit.model import Finding, Observed, Present, Severity, Way
 from fabrictap.audit.watch import Watch
@@ -224,7 +224,7 @@ def test_processes_that_hide_what_they_have_open_leave_it_unknown(trees, monkeyp
             raise PermissionError(errno.EACCES, "Permission denied", path)
         return real(path)
 
-    monkeypatch.setattr(processes.os, "scandir", refuse)
+    monkeypatch.setattr(process.os, "scandir", refuse)
     made = report.audit(node(trees["misconfigured"]), 0, 1000)
     reasons = [
         one.what for _, one in made.findings if not one.certain and "hide what they have open" in one.what
@@ -339,7 +339,7 @@ def test_no_more_processes_than_the_limit_are_looked_at_and_that_is_said(tmp_pat
 def test_more_open_files_than_the_limit_are_said(tmp_path, monkeypatch):
     tree = node_tree.clean_cpu_node(tmp_path)
     tree.process(1000, "many", devices=("/dev/null",) * 9)
-    monkeypatch.setattr(processes, "_MOST_DESCRIPTORS", 8)
+    monkeypatch.setattr(process, "MOST_DESCRIPTORS", 8)
     found = processes.Processes.scan(str(tree.proc))
     assert found.doubts == ["1 processes have more open than the 8 that were looked at"]
 
@@ -365,7 +365,7 @@ def test_what_hangs_is_left_behind_and_after_some_the_rest_too():
 
 def test_a_fault_of_the_audit_itself_is_not_taken_for_a_hung_process(tmp_path, monkeypatch):
     tree = node_tree.clean_cpu_node(tmp_path)
-    monkeypatch.setattr(processes, "_look", lambda *_: 1 / 0)
+    monkeypatch.setattr(process, "look", lambda *_: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         processes.Processes.scan(str(tree.proc))
 

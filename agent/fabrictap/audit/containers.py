@@ -10,7 +10,7 @@ from fabrictap.audit import verbs
 from fabrictap.audit.facts import Denied, Node
 from fabrictap.audit.model import NOTHING, Finding, Present, Severity, Way, doubt, many, some
 from fabrictap.audit.patience import each
-from fabrictap.audit.processes import Process, open_below
+from fabrictap.audit.process import Process, open_below
 
 _NAME = re.compile(r"uverbs\d+|umad\d+")
 

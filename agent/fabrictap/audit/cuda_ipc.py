@@ -9,7 +9,7 @@ from fabrictap.audit import gpus
 from fabrictap.audit.facts import Node
 from fabrictap.audit.model import Finding, Observed, Present, Severity, Sight, Way, doubt, many, some
 from fabrictap.audit.patience import each
-from fabrictap.audit.processes import Process, open_below
+from fabrictap.audit.process import Process, open_below
 
 _KEY, _NAME = "cuda.ipc", "GPU memory between processes (CUDA IPC)"
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from fabrictap.audit import verbs
 from fabrictap.audit.facts import Denied, Node
 from fabrictap.audit.model import Finding, Observed, Present, Severity, Way, doubt, many, some
-from fabrictap.audit.processes import LIBRARIES, Process
+from fabrictap.audit.process import LIBRARIES, Process
 
 _WHAT = frozenset(what for _, what in LIBRARIES)
 

@@ -9,7 +9,7 @@ from fabrictap.audit import gpus
 from fabrictap.audit.facts import Denied, Node
 from fabrictap.audit.model import Finding, Observed, Present, Severity, Sight, Way, doubt, many, some
 from fabrictap.audit.patience import each
-from fabrictap.audit.processes import open_below
+from fabrictap.audit.process import open_below
 
 _KEY, _NAME = "gpu.sharing", "GPUs shared (MPS, MIG, time slices)"
 _GPU = re.compile(r"gpu\d+")

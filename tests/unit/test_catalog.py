@@ -39,7 +39,7 @@ def test_an_attribute_has_one_meaning():
     attributes = list(catalog.attributes())
     assert len({attribute.name for attribute in attributes}) == len(attributes)
     used = {a.name: a for thing in (*catalog.metrics(), *catalog.spans()) for a in thing.attributes}
-    used |= {a.name: a for a in catalog.ON_ANY_COUNTER}
+    used |= {a.name: a for a in (*catalog.ON_ANY_COUNTER, *catalog.ON_THE_RESOURCE)}
     assert all(any(attribute is known for known in attributes) for attribute in used.values())
     assert set(used) == {attribute.name for attribute in attributes}, "an attribute that nothing has"
 

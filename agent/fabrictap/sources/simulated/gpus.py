@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 
 from fabrictap import catalog
 from fabrictap.ledger.gpus import Gpu, Link, MigDevice
@@ -22,6 +22,8 @@ _LABELS: dict[str, AttributeValue] = {"hw.type": "gpu"}
 #: Errors in a second of LINK_ERRORS.
 _CRC_RATE, _REPLAY_RATE = 37, 5
 _IDLE = 0.25  # of the power
+#: Part of the power above which clocks are held down.
+_CAPPED = 0.8
 _POWER_CAP = "sw_power_cap"
 
 
@@ -85,9 +87,9 @@ def _gpu(profile: Profile, index: int) -> Gpu:
     )
 
 
-def read(profile: Profile, gpu: Gpu, script: Script) -> Reading:
-    """The slow figures of a GPU, now."""
-    now, phase, index = script.now_ns, script.seen, gpu.index
+def read(profile: Profile, gpu: Gpu, script: Script, average: Mapping[str, float]) -> Reading:
+    """The slow figures of a GPU, now. ``average``: levels of busy and power since the last reading."""
+    now, index = script.now_ns, gpu.index
     trains = index in profile.trainers
     reading = Reading()
 
@@ -103,8 +105,8 @@ def read(profile: Profile, gpu: Gpu, script: Script) -> Reading:
     put(catalog.GPU_BAR1_LIMIT, profile.bar1)
     put(catalog.GPU_BAR1_USAGE, 1 << 20)
     if not gpu.migs:  # a GPU that is split has no utilization of its own
-        put(catalog.GPU_UTILIZATION, phase.busy)
-    level = phase.power / 1e6 if trains else _IDLE
+        put(catalog.GPU_UTILIZATION, round(average["busy"], 2))
+    level = max(average["power"], _IDLE) if trains else _IDLE
     put(catalog.GPU_POWER, round(profile.power * level, 1), _LABELS)
     # a watt is a joule in a second
     joules = script.moved("power", profile.power) if trains else int(now * profile.power * _IDLE) // 10**9
@@ -118,7 +120,7 @@ def read(profile: Profile, gpu: Gpu, script: Script) -> Reading:
     assert bandwidth is not None
     put(catalog.PCIE_LIMIT, bandwidth)
     for reason in fields.CLOCK_REASONS.values():
-        holds = reason == (_POWER_CAP if level > 0.9 else "")
+        holds = reason == (_POWER_CAP if level > _CAPPED else "")
         put(catalog.GPU_CLOCKS_REASON, int(holds), {"gpu.clocks.reason": reason})
     pending = _errors(reading, profile, gpu, now)
     down = _links(reading, profile, gpu, script)
@@ -134,12 +136,12 @@ def read(profile: Profile, gpu: Gpu, script: Script) -> Reading:
     return reading
 
 
-def read_gpm(profile: Profile, gpu: Gpu, script: Script) -> Reading:
-    """What GPM has of a GPU, now."""
-    busy = script.seen.memory * (1 - 0.01 * (gpu.index % 3))
+def read_gpm(profile: Profile, gpu: Gpu, average: Mapping[str, float]) -> Reading:
+    """What GPM has of a GPU. ``average``: levels of memory and load since the last reading."""
+    busy = average["memory"] * (1 - 0.01 * (gpu.index % 3))
     points = [Point(catalog.GPU_MEMORY_BANDWIDTH, round(busy, 4))]
     if profile.c2c:
-        rate = profile.c2c if script.seen.load else profile.c2c // 50
+        rate = int(profile.c2c * average["load"])
         for direction, value in ((fields.TRANSMIT, rate // 10), (fields.RECEIVE, rate)):
             labels: dict[str, AttributeValue] = {
                 "gpu.interconnect": fields.C2C,

@@ -72,7 +72,9 @@ CHANNELS = (
     "reads",  # small reads from a cache on another node, as inference makes them
     "pull",  # what a peer reads out, of one port of the fabric
     "link_errors",
-    "power",
+    "power",  # of a GPU that trains
+    "busy",  # time in which a kernel ran on it
+    "memory",  # of its memory's bandwidth
 )
 #: Levels of reads, of a pull and of a checkpoint while they go on.
 READS, PULLED, WRITTEN = 60_000, 100_000, 800_000
@@ -81,13 +83,12 @@ EXCHANGE = 850_000
 
 @dataclass(frozen=True, slots=True)
 class Phase:
-    """A part of a step. ``share``: of the step's time, in percent; ``busy``, ``memory``: of the GPU's kernels
-    and of its memory's bandwidth, parts of 1. The others are levels of the channels."""
+    """A part of a step. ``share``: of the step's time, in percent. The others are levels of the channels."""
 
     name: str
     share: int
-    busy: float
-    memory: float
+    busy: int
+    memory: int
     power: int
     nvlink: int = 0
     fabric: int = 0
@@ -95,13 +96,13 @@ class Phase:
 
 
 PHASES = (
-    Phase("load", 12, 0.35, 0.12, 420_000, load=500_000),
-    Phase("compute", 50, 0.99, 0.58, 960_000, nvlink=120_000),
-    Phase("exchange", 27, 0.97, 0.36, 640_000, nvlink=EXCHANGE, fabric=EXCHANGE),
-    Phase("update", 11, 0.93, 0.88, 780_000),
+    Phase("load", 12, 350_000, 120_000, 420_000, load=500_000),
+    Phase("compute", 50, 990_000, 580_000, 960_000, nvlink=120_000),
+    Phase("exchange", 27, 970_000, 360_000, 640_000, nvlink=EXCHANGE, fabric=EXCHANGE),
+    Phase("update", 11, 930_000, 880_000, 780_000),
 )
 #: While nothing can be exchanged, kernels spin.
-STALLED = Phase("stalled", 0, 1.0, 0.02, 330_000)
+STALLED = Phase("stalled", 0, 1_000_000, 20_000, 330_000)
 _STEP_NS = 2 * SECOND
 _READS_NS = 700_000_000
 
@@ -165,7 +166,7 @@ class Script:
     def _running(self) -> dict[str, int]:
         phase = self.phase
         if PORT_LOST.on(self.now_ns):
-            return {"power": STALLED.power}
+            return {"power": STALLED.power, "busy": STALLED.busy, "memory": STALLED.memory}
         exchange = phase.fabric * self._effort // MILLION
         nvlink = exchange or phase.nvlink
         return {
@@ -174,12 +175,9 @@ class Script:
             "fabric": exchange,
             "load": phase.load,
             "power": phase.power,
+            "busy": phase.busy,
+            "memory": phase.memory,
         }
-
-    @property
-    def seen(self) -> Phase:
-        """What the GPUs do now."""
-        return STALLED if PORT_LOST.on(self.now_ns) else self.phase
 
     def _begin_step(self) -> None:
         self._step += 1
@@ -215,3 +213,22 @@ _EDGES = tuple(
 def _next_edge(now_ns: int) -> int:
     cycle, within = divmod(now_ns, CYCLE * SECOND)
     return cycle * CYCLE * SECOND + next(edge for edge in _EDGES if edge > within)
+
+
+class Averages:
+    """Levels of channels between two readings, parts of 1, as a driver's gauges have them."""
+
+    def __init__(self, *channels: str) -> None:
+        self._before = dict.fromkeys(channels, 0)
+        self._then_ns = 0
+
+    def take(self, script: Script) -> dict[str, float]:
+        """Those since the last call; 0 where no time has passed."""
+        lasted = script.now_ns - self._then_ns
+        now = {channel: script.totals[channel] for channel in self._before}
+        levels = {
+            channel: (total - self._before[channel]) / (lasted * MILLION) if lasted else 0.0
+            for channel, total in now.items()
+        }
+        self._before, self._then_ns = now, script.now_ns
+        return levels

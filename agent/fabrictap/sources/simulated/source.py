@@ -79,6 +79,8 @@ class Simulated:
         self._posts = SimulatedPosts(series, ledger)
         self._figures = Figures(NVML, series, ledger.providers)
         self._gpm = Figures(GPM, series, ledger.providers)
+        self._of_health = script.Averages("busy", "power")
+        self._of_gpm = script.Averages("memory", "load")
         self._present = Live(series)
         self._used = Live(series)
         self._xids = 0
@@ -100,7 +102,8 @@ class Simulated:
         episodes = tuple(count for one in _SLOW_EPISODES for count in (one.times(now), one.ended(now)))
         health = now >= self._health_at or episodes != self._episodes
         if health:
-            self._health_at = now + int(_HEALTH_INTERVAL * 1e9)
+            # The first has nothing to take an average of.
+            self._health_at = now + int((_HEALTH_INTERVAL if self._started else self.interval) * 1e9)
             self._episodes = episodes
         return Sample(self._read_ns, health)
 
@@ -178,12 +181,14 @@ class Simulated:
 
     def _fold_gpus(self, now_ns: int, *, health: bool) -> None:
         if self.profile.gpm:
+            average = self._of_gpm.take(self.script)
             for gpu in self._gpus:
-                self._gpm.write(gpu.id, gpus.read_gpm(self.profile, gpu, self.script), now_ns)
+                self._gpm.write(gpu.id, gpus.read_gpm(self.profile, gpu, average), now_ns)
         if not health:
             return
+        average = self._of_health.take(self.script)
         for gpu in self._gpus:
-            self._figures.write(gpu.id, gpus.read(self.profile, gpu, self.script), now_ns)
+            self._figures.write(gpu.id, gpus.read(self.profile, gpu, self.script, average), now_ns)
             slices = (self.profile.migs or {}).get(gpu.index, ())
             for mig, one in zip(gpu.migs, slices, strict=True):
                 self._figures.write(mig.id, gpus.read_mig(gpu, one), now_ns)

@@ -540,12 +540,20 @@ STATE_ERROR = Attribute(
     "no place any more and is counted together with others",
     ("corrupt", "io", "full"),
 )
+SIMULATED = Attribute(
+    "fabrictap.simulated",
+    str,
+    "Of the resource, of everything that leaves an agent whose node is made up (run --simulate); else absent",
+    ("true",),
+)
 COMPONENT_TYPE = Attribute("otel.component.type", str, "Kind of exporter, as in otlp_grpc_metric_exporter")
 COMPONENT_NAME = Attribute("otel.component.name", str, "Name of the exporter in this process")
 CPU_MODE = Attribute("cpu.mode", str, "Where the time was spent", ("user", "system"))
 
 #: What any counter may have beside its own attributes.
 ON_ANY_COUNTER = (METRIC_OVERFLOW,)
+#: What the resource may have beside what OpenTelemetry defines.
+ON_THE_RESOURCE = (SIMULATED,)
 
 _PORT = (HW_ID, HW_NAME, HW_PARENT, RDMA_LINK_LAYER)
 _GPU = (HW_ID, HW_PARENT, PROVIDER)

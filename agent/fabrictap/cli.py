@@ -118,6 +118,11 @@ def _parser() -> argparse.ArgumentParser:
     run = add("run", "watch this node and export over OpenTelemetry", _run)
     _configuration(run)
     run.add_argument("--duration", metavar="TIME", help="stop after this time, as in 30s")
+    run.add_argument(
+        "--simulate",
+        metavar="PROFILE",
+        help="watch a made-up node instead of this one: hgx-h100, a100-mig, gb200 or l40s",
+    )
 
     check = add("check-config", "read the configuration, print what is in force", _check_config)
     _configuration(check)
@@ -231,9 +236,14 @@ def _policy(parser: argparse.ArgumentParser) -> None:
 
 
 def _load(options: argparse.Namespace) -> Config:
-    from fabrictap.config import load
+    from fabrictap.config import check_profile, load
 
-    return load(options.config, os.environ, options.settings)
+    settings = list(options.settings)
+    profile = getattr(options, "simulate", None)
+    if profile is not None:
+        check_profile(profile, "--simulate")
+        settings.append(f"sources.simulated.profile={profile}")
+    return load(options.config, os.environ, settings)
 
 
 def _no_command(options: argparse.Namespace) -> NoReturn:

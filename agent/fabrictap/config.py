@@ -35,6 +35,8 @@ class Size(int):
     """Bytes. Written as a number with a unit: ``512KiB``, ``64MiB``, ``2GiB``."""
 
 
+#: Where a simulated node is recorded, unless ring.path says otherwise.
+SIMULATED_RING = "/run/fabrictap/simulated"
 _DURATION_UNITS = {"ms": 1e-3, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
 _SIZE_UNITS = {"B": 1, "KiB": 1 << 10, "MiB": 1 << 20, "GiB": 1 << 30, "TiB": 1 << 40}
 
@@ -149,6 +151,17 @@ class Kubelet(Section):
     insecure: bool = False
 
 
+class Simulated(Section):
+    """A made-up node in place of this one, to look at metrics, flows and dashboards without hardware."""
+
+    #: Which node; null: none, and the real sources watch this one. With it they are off.
+    profile: str | None = None
+    interval: Duration = Duration(1.0)
+    fast_interval: Duration = Duration(0.1)
+    #: The same seed makes the same data.
+    seed: int = 1
+
+
 class Sources(Section):
     infiniband: Infiniband = msgspec.field(default_factory=Infiniband)
     rdma_netlink: RdmaNetlink = msgspec.field(default_factory=RdmaNetlink)
@@ -156,6 +169,7 @@ class Sources(Section):
     nvml: Nvml = msgspec.field(default_factory=Nvml)
     dcgm: Dcgm = msgspec.field(default_factory=Dcgm)
     kubelet: Kubelet = msgspec.field(default_factory=Kubelet)
+    simulated: Simulated = msgspec.field(default_factory=Simulated)
 
 
 class FindingSettings(Section):
@@ -356,7 +370,30 @@ def load(
         _put(tree, key.split("."), text, f"--set {said}", origin)
     config = typing.cast(Config, _build(Config, tree, (), origin))
     _check(config)
+    if config.sources.simulated.profile is not None:
+        _simulate(config, ring_path="ring.path" in origin)
     return config
+
+
+def check_profile(name: str, source: str) -> None:
+    """Raises ConfigError where no simulated node has this name; ``source``: where the name is from."""
+    from fabrictap.sources.simulated.profiles import NAMES  # noqa: PLC0415 - few need it
+
+    if name not in NAMES:
+        near = difflib.get_close_matches(name, NAMES, n=1)
+        hint = f"; did you mean {near[0]}?" if near else ""
+        raise ConfigError(f"{source}: expected one of {', '.join(NAMES)}, got {name!r}{hint}")
+
+
+def _simulate(config: Config, *, ring_path: bool) -> None:
+    """Nothing real is mixed with what is made up, and no real node's recording is replaced by one of it."""
+    sources = config.sources
+    for source in (sources.infiniband, sources.rdma_netlink, sources.verbs, sources.nvml):
+        source.enabled = False
+    sources.dcgm.enabled = "off"
+    sources.kubelet.enabled = "off"
+    if not ring_path:
+        config.ring.path = SIMULATED_RING
 
 
 def parse_duration(text: str) -> Duration:
@@ -590,6 +627,7 @@ def _check(config: Config) -> None:
         ("sources.dcgm.interval", sources.dcgm.interval, 0.1),
         ("sources.dcgm.timeout", sources.dcgm.timeout, 0.001),
         ("sources.kubelet.interval", sources.kubelet.interval, 1.0),
+        ("sources.simulated.interval", sources.simulated.interval, 0.1),
         ("export.interval", config.export.interval, 0.1),
         ("flows.window", config.flows.window, 1.0),
         ("findings.interval", config.findings.interval, 0.1),
@@ -601,6 +639,8 @@ def _check(config: Config) -> None:
         if not least <= seconds <= 86400:
             raise ConfigError(f"{key}: expected between {least}s and 1d, got {seconds:g}s")
     _check_nvml(sources.nvml)
+    if sources.simulated.profile is not None:
+        check_profile(sources.simulated.profile, "sources.simulated.profile")
     url = sources.kubelet.url
     if url is not None and not re.fullmatch(r"https?://[^/@\s]+(/[^\s]*)?", url):
         raise ConfigError(f"sources.kubelet.url: expected as in https://127.0.0.1:10250/pods, got {url!r}")
@@ -704,6 +744,7 @@ def _check_ring(config: Config) -> None:
         raise ConfigError(f"ring.events: expected from 16 to {1 << 20}, got {ring.events}")
     for name, fast, slow in (
         ("infiniband", config.sources.infiniband.fast_interval, config.sources.infiniband.interval),
+        ("simulated", config.sources.simulated.fast_interval, config.sources.simulated.interval),
     ):
         if fast and not 0.01 <= fast <= slow:
             raise ConfigError(

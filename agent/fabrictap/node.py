@@ -54,7 +54,7 @@ class Node:
         self._lock = threading.Lock()
         self._stop = threading.Event()
         self.ring = ringfile.create(config.ring, config.limits, names.LISTS)
-        attributes = resource.attributes(config.resource)
+        attributes = resource.attributes(config.resource, simulated=config.sources.simulated.profile)
         self.ring.describe(ringfile.about(attributes, names.LISTS))
         self.journal = Journal(self.ring)
         self.series = SeriesTable(config.limits.series, self.ring)
@@ -89,6 +89,11 @@ class Node:
             )
             if wanted
         ]
+        if config.sources.simulated.profile is not None:
+            from fabrictap.sources.simulated.source import Simulated  # noqa: PLC0415 - few need it
+
+            simulated = Simulated(config.sources.simulated, self.series, self.ledger)
+            self.runners.append(Runner(simulated, self._lock, self.journal))
         self.reconciler = Reconciler(self.series, self.ledger)
         self._inventory = Inventory(self.series, self.ledger)
         self._identities = Identities(self.series, self.ledger)

@@ -41,7 +41,7 @@ def test_an_attribute_has_one_meaning():
     assert len({attribute.name for attribute in attributes}) == len(attributes)
     things = (*catalog.metrics(), *catalog.spans(), *catalog.events())
     used = {a.name: a for thing in things for a in thing.attributes}
-    used |= {a.name: a for a in catalog.ON_ANY_COUNTER}
+    used |= {a.name: a for a in (*catalog.ON_ANY_COUNTER, *catalog.ON_THE_RESOURCE)}
     assert all(any(attribute is known for known in attributes) for attribute in used.values())
     assert set(used) == {attribute.name for attribute in attributes}, "an attribute that nothing has"
 

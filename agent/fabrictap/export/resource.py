@@ -14,6 +14,7 @@ from opentelemetry.proto.resource.v1.resource_pb2 import Resource as ResourceMes
 from opentelemetry.sdk.version import __version__ as sdk_version
 
 from fabrictap import config
+from fabrictap.catalog import SIMULATED
 from fabrictap.version import VERSION
 
 if TYPE_CHECKING:
@@ -44,7 +45,10 @@ class AttributeHolder(Protocol):
 
 
 def attributes(
-    settings: config.Resource, machine_id_files: tuple[str, ...] = ("/etc/machine-id",)
+    settings: config.Resource,
+    machine_id_files: tuple[str, ...] = ("/etc/machine-id",),
+    *,
+    simulated: str | None = None,
 ) -> dict[str, str]:
     """The resource attributes: detected ones, overridden by those of the configuration.
 
@@ -52,10 +56,14 @@ def attributes(
     as OTEL_SERVICE_NAME does. ``service.instance.id`` is the same after a restart, so that a restarted
     agent goes on with its own time series: it is derived from the machine id and the host name (both,
     because container images are shipped with a machine id in them), and random where there is no
-    machine id.
+    machine id. ``simulated``: the profile of a made-up node; it has a name and an instance id of its own, so
+    that it never goes on with the time series of the machine that it runs on, and says what it is.
     """
     host = socket.gethostname()
     machine_id = _machine_id(machine_id_files)
+    if simulated is not None:
+        machine_id = machine_id and f"{machine_id}/{host}"
+        host = f"simulated-{simulated}"
     instance = (
         uuid.uuid5(_INSTANCE_NAMESPACE, f"{machine_id}/{host}/{settings.service_name}")
         if machine_id
@@ -73,11 +81,13 @@ def attributes(
         "telemetry.sdk.name": "opentelemetry",
         "telemetry.sdk.version": sdk_version,
     }
-    if machine_id:
+    if machine_id and simulated is None:
         detected["host.id"] = machine_id
     merged = detected | settings.attributes
     if settings.service_name != config.Resource().service_name:
         merged["service.name"] = settings.service_name
+    if simulated is not None:
+        merged[SIMULATED.name] = SIMULATED.values[0]
     return merged
 
 

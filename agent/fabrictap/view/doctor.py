@@ -114,7 +114,9 @@ def summary(config: Config) -> Iterator[tuple[int, str]]:
     """What the agent is about to watch and where it sends it: a few lines, each with its logging level."""
     yield logging.INFO, f"fabrictap {VERSION} (pid {os.getpid()}) on Linux {platform.release()}"
     costs: dict[tuple[str, str], list[str]] = {}
-    for check in examine(config, quick=True):
+    if (profile := config.sources.simulated.profile) is not None:
+        yield logging.WARNING, f"  SIMULATED NODE {profile}: all that follows is made up, nothing is measured"
+    for check in examine(config, quick=True) if profile is None else ():
         if check.status == "missing":
             costs.setdefault((check.found, check.cost), []).append(check.what)
         elif check.status == "absent" and check.what == "RDMA devices":

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from fabrictap.view import dump_otlp, text
+from fabrictap.view import dump_otlp, simulated, text
 from fabrictap.view.recording import (
     Cell,
     CounterCell,
@@ -88,8 +88,10 @@ def write(
     recording: Recording, form: str, since: float | None, pattern: str | None, put: Callable[[str], None]
 ) -> None:
     """Hand the lines of a dump to ``put``. ``form``: table, json, csv or otlp."""
-    if form == "csv":
-        put(_csv_line(_CSV))
+    made_up = simulated.is_simulated(recording.about.resource)
+    heads = {"csv": [_csv_line(_CSV)], "table": simulated.lines(recording.about.resource)}
+    for line in heads.get(form, ()):
+        put(line)
     silent = 0
     for group in histories(recording, since, pattern):
         if form == "otlp":
@@ -98,7 +100,7 @@ def write(
             continue
         for history in group:
             if form == "json":
-                put(json.dumps(_tree(history)))
+                put(json.dumps({**_tree(history), "simulated": made_up}))
             elif form == "csv":
                 for row, cell in history:
                     put(_csv_line(_csv_row(history.series, row, cell)))

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from fabrictap.view import text
+from fabrictap.view import simulated, text
 from fabrictap.view.recording import Connection, Recording
 from fabrictap.view.text import UNKNOWN, address, amount, duration, moment, plain
 
@@ -161,16 +161,27 @@ def main(
     while True:
         with open_recording() as recording:
             life, now_ns = recording.alive(), time.time_ns()
-            connections = recording.connections()
+            connections, resource = recording.connections(), recording.about.resource
         # What a dead agent saw last did not move since then.
         seen_ns = now_ns if life.alive else life.last_tick_ns or life.created_ns
         shown = select(connections, wanted, sort)
         if json_:
             output = [
-                json.dumps({"time": moment(now_ns, 3), "agent": life.state, **as_json(one)}) for one in shown
+                json.dumps(
+                    {
+                        "time": moment(now_ns, 3),
+                        "agent": life.state,
+                        "simulated": simulated.is_simulated(resource),
+                        **as_json(one),
+                    }
+                )
+                for one in shown
             ]
         else:
-            output = lines(shown, seen_ns, text.room(), header=header, operations=operations)
+            output = [
+                *simulated.lines(resource),
+                *lines(shown, seen_ns, text.room(), header=header, operations=operations),
+            ]
             if not life.alive:
                 print(
                     f"the agent {_gone(life.state)}; this is what it saw last, {moment(seen_ns)}",

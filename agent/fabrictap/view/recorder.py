@@ -9,7 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from fabrictap.view import text
+from fabrictap.view import simulated, text
 from fabrictap.view.recording import AbsentError, Event, Recording, RecordingError
 from fabrictap.view.text import UNKNOWN, address, amount, moment, plain
 
@@ -64,7 +64,7 @@ def list_files(path: str, owner: int | None, *, as_json: bool) -> int:
                 rows.append(
                     [
                         plain(file["file"]),
-                        file["agent"],
+                        f"{file['agent']}, SIMULATED" if file["simulated"] else file["agent"],
                         str(file["pid"]),
                         file["from"],
                         file["to"] or UNKNOWN,
@@ -86,6 +86,7 @@ def _file(path: str, owner: int | None) -> dict[str, Any]:
             return {
                 "file": path,
                 "agent": life.state,
+                "simulated": simulated.is_simulated(recording.about.resource),
                 "pid": life.pid,
                 "version": recording.about.agent.version,
                 "from": moment(rows[0].start_ns if rows else life.created_ns),
@@ -106,9 +107,13 @@ def events(recording: Recording, since: float | None, *, as_json: bool) -> int:
     if since is not None:
         last_ns = max([event.time_ns for event in found[-1:]] + [row.end_ns for row in rows[-1:]], default=0)
         found = [event for event in found if event.time_ns > last_ns - int(since * 1e9)]
+    made_up = simulated.is_simulated(recording.about.resource)
+    if not as_json:
+        for line in simulated.lines(recording.about.resource):
+            print(line)
     for event in found:
         if as_json:
-            print(json.dumps(_event_tree(event)))
+            print(json.dumps({**_event_tree(event), "simulated": made_up}))
         else:
             print(_event_line(event))
     return 0

@@ -11,7 +11,7 @@ from typing import Any
 
 from fabrictap import catalog
 from fabrictap.catalog import Metric
-from fabrictap.view import flows, text
+from fabrictap.view import flows, simulated, snapshot_gpus, text
 from fabrictap.view.recording import Connection, CounterCell, HistogramCell, Life, Recording, Row, SeriesEntry
 from fabrictap.view.recording.about import MetricName
 from fabrictap.view.text import UNKNOWN, amount, duration, moment, plain
@@ -20,9 +20,19 @@ _TOP = 10
 #: Seconds in which a peak is looked for.
 _PEAK_SECONDS = 60
 _GPU = ("hw.gpu.", "gpu.")
+_OF_GPUS = frozenset(
+    metric.name
+    for metric in (catalog.GPU_POWER, catalog.GPU_ENERGY, catalog.GPU_TEMPERATURE, catalog.HW_STATUS)
+)
 _LOSSES = (catalog.LOST, catalog.SERIES_REFUSED, catalog.TABLE_EVICTED, catalog.SOURCE_ERRORS)
 _EXPORTED = (catalog.POINTS_EXPORTED, catalog.SPANS_EXPORTED)
-_PORTS = (catalog.NETWORK_UP, catalog.NETWORK_LIMIT, catalog.NETWORK_IO, catalog.ERRORS)
+_PORTS = (
+    catalog.NETWORK_UP,
+    catalog.NETWORK_LIMIT,
+    catalog.NETWORK_IO,
+    catalog.ERRORS,
+    catalog.PORT_DARK,
+)
 _SHOWN = {
     metric.name
     for metric in (*_LOSSES, *_EXPORTED, *_PORTS, catalog.MR_SIZE, catalog.MR_COUNT, catalog.SOURCE_UP)
@@ -51,6 +61,7 @@ def take(recording: Recording) -> dict[str, Any]:
     live = [one for one in connections if not one.ended]
     return {
         "agent": _agent(recording, life),
+        "simulated": simulated.is_simulated(recording.about.resource),
         "resource": recording.about.resource,
         "ports": _ports(now),
         "gpus": _gpus(now),
@@ -96,7 +107,8 @@ def _now(recording: Recording) -> Iterable[_Now]:
 
 def _is_shown(metric: MetricName) -> bool:
     """Not the many series of posted work: the table of connections has that."""
-    return metric.kind != "Histogram" and (metric.name in _SHOWN or metric.name.startswith(_GPU))
+    wanted = metric.name in _SHOWN or metric.name in _OF_GPUS or metric.name.startswith(_GPU)
+    return metric.kind != "Histogram" and wanted
 
 
 def _last_minute(rows: list[Row]) -> list[Row]:
@@ -140,6 +152,7 @@ def _ports(now: list[_Now]) -> list[dict[str, Any]]:
                 "limit": None,
                 "receive": None,
                 "transmit": None,
+                "dark": {},
                 "errors": {},
             },
         )
@@ -155,8 +168,13 @@ def _ports(now: list[_Now]) -> list[dict[str, Any]]:
             "peak": one.peak,
             "source": one.attribute("rdma.counter.source"),
         }
+    for one in _of(now, catalog.PORT_DARK):
+        port(one)["dark"][one.attribute("network.io.direction")] = {
+            "bytes": one.series.value,
+            "rate": one.rate,
+        }
     for one in _of(now, catalog.ERRORS):
-        if one.series.value:
+        if one.series.value and one.attribute("hw.type", "network") == "network":
             name = " ".join(
                 filter(None, (one.attribute("error.type"), one.attribute("network.io.direction", "")))
             )
@@ -169,11 +187,30 @@ def _gpus(now: list[_Now]) -> list[dict[str, Any]]:
     gpus: dict[str, dict[str, Any]] = {}
     for one in now:
         series = one.series
-        if not series.metric.name.startswith(_GPU) or series.value is None:
+        name = series.metric.name
+        of_gpu = name.startswith(_GPU) or (name in _OF_GPUS and one.attribute("hw.type") == "gpu")
+        errors = name == catalog.ERRORS.name and one.attribute("hw.type") == "gpu"
+        if not (of_gpu or errors) or series.value is None:
             continue
         who = one.attribute("hw.id")
-        rest = {name: value for name, value in series.attributes.items() if not name.startswith("hw.")}
-        gpus.setdefault(who, {"gpu": who, "values": []})["values"].append(
+        gpu = gpus.setdefault(
+            who, {"gpu": who, "index": None, "model": None, "state": None, "errors": {}, "values": []}
+        )
+        if errors:
+            if series.value and one.attribute("gpu.ecc.span") != "aggregate":
+                kind = one.attribute("error.type")
+                gpu["errors"][kind] = gpu["errors"].get(kind, 0) + series.value
+            continue
+        if name == catalog.GPU_PRESENT.name:
+            gpu["index"], gpu["model"] = (series.attributes.get(key) for key in ("gpu.index", "hw.model"))
+        if name == catalog.HW_STATUS.name and series.value:
+            gpu["state"] = one.attribute("hw.state")
+        rest = {
+            name: value
+            for name, value in series.attributes.items()
+            if not name.startswith("hw.") or name == "hw.sensor_location"
+        }
+        gpu["values"].append(
             {
                 "metric": series.metric.name,
                 "unit": series.metric.unit,
@@ -251,6 +288,7 @@ def _sources(now: list[_Now], durations: Mapping[str, float]) -> list[dict[str, 
 
 
 def _page(picture: Mapping[str, Any], top: list[Connection], now_ns: int) -> Iterable[str]:
+    yield from simulated.lines(picture["resource"])
     agent = picture["agent"]
     state = {
         "running": f"running, pid {agent['pid']}",
@@ -263,7 +301,7 @@ def _page(picture: Mapping[str, Any], top: list[Connection], now_ns: int) -> Ite
     yield f"node     {plain(str(picture['resource'].get('host.name', UNKNOWN)))}"
     for title, lines in (
         ("ports", _port_lines(picture["ports"])),
-        ("GPUs", _gpu_lines(picture["gpus"])),
+        ("GPUs", snapshot_gpus.lines(picture["gpus"])),
         ("connections", _connection_lines(picture["connections"], top, now_ns)),
         ("memory registered", _memory_lines(picture["memory"])),
         ("losses", _loss_lines(picture["losses"])),
@@ -280,9 +318,24 @@ def _page(picture: Mapping[str, Any], top: list[Connection], now_ns: int) -> Ite
 def _port_lines(ports: list[dict[str, Any]]) -> list[str]:
     if not ports:
         return ["none seen"]
-    rows = [["PORT", "IFACE", "STATE", "LINK", "IN/s", "OUT/s", "IN PEAK", "OUT PEAK", "ERRORS"]]
+    rows = [
+        [
+            "PORT",
+            "IFACE",
+            "STATE",
+            "LINK",
+            "IN/s",
+            "OUT/s",
+            "IN PEAK",
+            "OUT PEAK",
+            "DARK IN/s",
+            "DARK OUT/s",
+            "ERRORS",
+        ]
+    ]
     for port in ports:
         ways = [port["receive"] or {}, port["transmit"] or {}]
+        darks = [port["dark"].get(name, {}) for name in ("receive", "transmit")]
         state = port["state"] or UNKNOWN
         rows.append(
             [
@@ -292,28 +345,12 @@ def _port_lines(ports: list[dict[str, Any]]) -> list[str]:
                 amount(port["limit"], "By/s"),
                 *(amount(way.get("rate"), "By") for way in ways),
                 *(amount(way.get("peak"), "By") for way in ways),
+                *(amount(dark.get("rate"), "By") for dark in darks),
                 ", ".join(f"{plain(name)} {amount(count, '1')}" for name, count in port["errors"].items())
                 or "none",
             ]
         )
-    return text.columns(rows, (3, 4, 5, 6, 7))
-
-
-def _gpu_lines(gpus: list[dict[str, Any]]) -> list[str]:
-    lines = []
-    for gpu in gpus:
-        lines.append(plain(gpu["gpu"]))
-        rows = []
-        for value in gpu["values"]:
-            rest = ", ".join(f"{plain(name)}={plain(str(one))}" for name, one in value["attributes"].items())
-            shown = (
-                amount(value["value"], value["unit"])
-                if value["rate"] is None
-                else amount(value["rate"], f"{value['unit']}/s")
-            )
-            rows.append([plain(value["metric"]), shown, rest])
-        lines += [f"  {line}" for line in text.columns(rows, (1,))]
-    return lines or ["none seen"]
+    return text.columns(rows, (3, 4, 5, 6, 7, 8, 9))
 
 
 def _connection_lines(counts: Mapping[str, Any], top: list[Connection], now_ns: int) -> list[str]:

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import ctypes
 import re
+from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from fabrictap.catalog import GPU_PRESENT, Metric
 from fabrictap.ledger.gpus import Gpu, Link, MigDevice
 from fabrictap.series import AttributeValue
 from fabrictap.sources.nvml import fields, pci
@@ -127,6 +129,25 @@ def link_attributes(gpu: Gpu, link: Link) -> dict[str, AttributeValue]:
         "gpu.nvlink.remote.link": link.remote_link,
     }
     return {name: value for name, value in known.items() if value is not None}
+
+
+def present(gpu: Gpu) -> Iterator[tuple[Metric, dict[str, AttributeValue], int]]:
+    """That a GPU and its MIG devices are there, with what is known of them; as values of Live.write."""
+    known: dict[str, AttributeValue | None] = {
+        "hw.id": gpu.id,
+        "hw.model": gpu.model,
+        "hw.serial_number": gpu.serial,
+        "hw.firmware_version": gpu.firmware,
+        "hw.driver_version": gpu.driver,
+        "gpu.index": gpu.index,
+        "gpu.pci.address": gpu.pci,
+        "gpu.numa.node": gpu.numa,
+        "gpu.rdma.devices": ",".join(gpu.rdma) or None,
+        "gpu.rdma.distance": gpu.rdma_distance,
+    }
+    yield GPU_PRESENT, {name: value for name, value in known.items() if value is not None}, 1
+    for mig in gpu.migs:
+        yield GPU_PRESENT, {"hw.id": mig.id, "hw.parent": gpu.id}, 1
 
 
 class _Asking:

@@ -10,14 +10,13 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any, TypeVar
 
 from fabrictap import catalog, config
 from fabrictap.ledger import Ledger
-from fabrictap.ledger.gpus import Gpu
 from fabrictap.ledger.providers import NVML
 from fabrictap.series import AttributeValue, Series, SeriesTable
 from fabrictap.sources import SourceUnavailable
@@ -168,7 +167,7 @@ class Nvml:
             values = processes.values(usage, self._ledger.identity)
             self._used.setdefault(gpu, Live(self._table)).write(values, now_ns)
         self._fold_xids(sample.xids, now_ns)
-        self._present.write([one for device in sample.devices for one in _present(device.gpu)], now_ns)
+        self._present.write([one for device in sample.devices for one in devices.present(device.gpu)], now_ns)
         self.fast.recheck(now_ns)
         self._leave_out = frozenset(sample.troubles) | frozenset(self._hung)
         self._ready = True
@@ -444,21 +443,3 @@ class Nvml:
                 }
                 series = self._xid_series[gpu, xid] = self._table.series(catalog.ERRORS, labels, now_ns)
             series.add(1, now_ns)
-
-
-def _present(gpu: Gpu) -> Iterator[tuple[catalog.Metric, dict[str, AttributeValue], int]]:
-    known: dict[str, AttributeValue | None] = {
-        "hw.id": gpu.id,
-        "hw.model": gpu.model,
-        "hw.serial_number": gpu.serial,
-        "hw.firmware_version": gpu.firmware,
-        "hw.driver_version": gpu.driver,
-        "gpu.index": gpu.index,
-        "gpu.pci.address": gpu.pci,
-        "gpu.numa.node": gpu.numa,
-        "gpu.rdma.devices": ",".join(gpu.rdma) or None,
-        "gpu.rdma.distance": gpu.rdma_distance,
-    }
-    yield catalog.GPU_PRESENT, {name: value for name, value in known.items() if value is not None}, 1
-    for mig in gpu.migs:
-        yield catalog.GPU_PRESENT, {"hw.id": mig.id, "hw.parent": gpu.id}, 1

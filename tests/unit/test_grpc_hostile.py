@@ -293,8 +293,9 @@ def test_a_window_that_is_opened_byte_by_byte(scripted, channel_to):
 def test_a_server_that_allows_no_streams(scripted, channel_to):
     def script(peer, number):
         peer.request()
-        peer.answer()
+        # Before the answer, so that the next call knows of it.
         peer.send(SettingsFrame(0, settings={SettingsFrame.MAX_CONCURRENT_STREAMS: 0}))
+        peer.answer()
         peer.until_closed()
 
     server = scripted(script)

@@ -318,24 +318,13 @@ def _page(picture: Mapping[str, Any], top: list[Connection], now_ns: int) -> Ite
 def _port_lines(ports: list[dict[str, Any]]) -> list[str]:
     if not ports:
         return ["none seen"]
-    rows = [
-        [
-            "PORT",
-            "IFACE",
-            "STATE",
-            "LINK",
-            "IN/s",
-            "OUT/s",
-            "IN PEAK",
-            "OUT PEAK",
-            "DARK IN/s",
-            "DARK OUT/s",
-            "ERRORS",
-        ]
-    ]
+    reconciled = any(port["dark"] for port in ports)
+    heads = ["PORT", "IFACE", "STATE", "LINK", "IN/s", "OUT/s", "IN PEAK", "OUT PEAK"]
+    heads += ["DARK IN/s", "DARK OUT/s"] if reconciled else []
+    rows = [[*heads, "ERRORS"]]
     for port in ports:
         ways = [port["receive"] or {}, port["transmit"] or {}]
-        darks = [port["dark"].get(name, {}) for name in ("receive", "transmit")]
+        darks = [port["dark"].get(name, {}) for name in ("receive", "transmit")] if reconciled else []
         state = port["state"] or UNKNOWN
         rows.append(
             [
@@ -350,7 +339,7 @@ def _port_lines(ports: list[dict[str, Any]]) -> list[str]:
                 or "none",
             ]
         )
-    return text.columns(rows, (3, 4, 5, 6, 7, 8, 9))
+    return text.columns(rows, range(3, len(heads)))
 
 
 def _connection_lines(counts: Mapping[str, Any], top: list[Connection], now_ns: int) -> list[str]:

@@ -194,7 +194,16 @@ def _gpus(now: list[_Now]) -> list[dict[str, Any]]:
             continue
         who = one.attribute("hw.id")
         gpu = gpus.setdefault(
-            who, {"gpu": who, "index": None, "model": None, "state": None, "errors": {}, "values": []}
+            who,
+            {
+                "gpu": who,
+                "index": None,
+                "parent": None,
+                "model": None,
+                "state": None,
+                "errors": {},
+                "values": [],
+            },
         )
         if errors:
             if series.value and one.attribute("gpu.ecc.span") != "aggregate":
@@ -202,7 +211,8 @@ def _gpus(now: list[_Now]) -> list[dict[str, Any]]:
                 gpu["errors"][kind] = gpu["errors"].get(kind, 0) + series.value
             continue
         if name == catalog.GPU_PRESENT.name:
-            gpu["index"], gpu["model"] = (series.attributes.get(key) for key in ("gpu.index", "hw.model"))
+            for key, attribute in (("index", "gpu.index"), ("parent", "hw.parent"), ("model", "hw.model")):
+                gpu[key] = series.attributes.get(attribute)
         if name == catalog.HW_STATUS.name and series.value:
             gpu["state"] = one.attribute("hw.state")
         rest = {

@@ -140,6 +140,7 @@ setup(
             extension("bpf", ["elf", "z"]),
             extension("records", []),
             extension("counters", []),
+            extension("texts", []),
             extension("ring", ["m"]),
             extension("points", []),
             extension("nvml", []),

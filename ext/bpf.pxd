@@ -12,6 +12,7 @@ cdef class Object:
     cdef libbpf.bpf_object *_object
     cdef readonly str path
     cdef readonly bint loaded
+    cdef bint _uprobe_multi
 
     cdef libbpf.bpf_program *_program(self, str name) except NULL
     cdef libbpf.bpf_map *_map(self, str name) except NULL

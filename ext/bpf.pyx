@@ -15,6 +15,7 @@ from cpython.mem cimport PyMem_Calloc, PyMem_Free, PyMem_RawFree, PyMem_RawReall
 from libc cimport errno as c_errno
 from libc.stdint cimport uint32_t, uint64_t
 from libc.string cimport memcpy, memset
+from posix.unistd cimport close as c_close
 
 cimport libbpf
 
@@ -29,6 +30,11 @@ cdef extern from "fold.h" nogil:
         uint64_t received
         uint64_t misfits
     int ft_collect(void *context, void *data, size_t size) noexcept
+
+cdef extern from "uprobe_multi.h" nogil:
+    const int FT_BPF_TRACE_UPROBE_MULTI
+    int ft_uprobe_multi(int program, const char *path, uint64_t offset, int on_return, uint32_t pid)
+    int ft_has_uprobe_multi()
 
 cdef extern from "libbpf_log.h" nogil:
     ctypedef void (*ft_log_fn)(int level, const char *text) noexcept nogil
@@ -88,6 +94,11 @@ def has_bpf_loop():
     return libbpf.libbpf_probe_bpf_helper(libbpf.BPF_PROG_TYPE_KPROBE, libbpf.BPF_FUNC_loop, NULL) == 1
 
 
+def has_uprobe_multi():
+    """Whether the kernel has uprobes that need no perf event each (6.6 and later)."""
+    return ft_has_uprobe_multi() == 1
+
+
 cdef class KernelTypes:
     """The BTF of the running kernel and, where given, of one of its modules. Raises BpfError."""
 
@@ -128,7 +139,11 @@ cdef class Link:
     """One attachment; detached by :meth:`close` or when it is collected. Made by :class:`Object` only."""
 
     cdef libbpf.bpf_link *_link
+    cdef int _descriptor  # of a link that libbpf knows nothing of, else -1
     cdef Object _object
+
+    def __cinit__(self):
+        self._descriptor = -1
 
     def __init__(self):
         raise TypeError("links are made by Object.attach")
@@ -136,14 +151,20 @@ cdef class Link:
     def __dealloc__(self):
         if self._link is not NULL:
             libbpf.bpf_link__destroy(self._link)
+        if self._descriptor >= 0:
+            c_close(self._descriptor)
 
     def close(self):
         """Detach. Safe to call twice."""
         cdef libbpf.bpf_link *link = self._link
+        cdef int descriptor = self._descriptor
         self._link = NULL
-        if link is not NULL:
-            with nogil:
+        self._descriptor = -1
+        with nogil:
+            if link is not NULL:
                 libbpf.bpf_link__destroy(link)
+            if descriptor >= 0:
+                c_close(descriptor)
 
 
 cdef Link _link(libbpf.bpf_link *raw, Object owner):
@@ -192,6 +213,20 @@ cdef class Object:
         if found is NULL:
             raise BpfError(f"map {name} in {self.path}", errno.ENOENT)
         return found
+
+    def prefer_uprobe_multi(self):
+        """Attach uprobes without a perf event each where the kernel can; says whether it can. Before load."""
+        cdef libbpf.bpf_program *program = NULL
+        if not has_uprobe_multi():
+            return False
+        while True:
+            program = libbpf.bpf_object__next_program(self._object, program)
+            if program is NULL:
+                break
+            if libbpf.bpf_program__section_name(program) in (b"uprobe", b"uretprobe"):
+                libbpf.bpf_program__set_expected_attach_type(program, FT_BPF_TRACE_UPROBE_MULTI)
+        self._uprobe_multi = True
+        return True
 
     def autoload(self, str name, bint load):
         """Whether :meth:`load` loads the program ``name``. Before load."""
@@ -268,6 +303,17 @@ cdef class Object:
         cdef const char *binary = encoded
         cdef libbpf.bpf_uprobe_opts options
         cdef libbpf.bpf_link *link
+        cdef Link made
+        cdef int descriptor
+        if self._uprobe_multi:
+            descriptor = libbpf.bpf_program__fd(program)
+            with nogil:
+                descriptor = ft_uprobe_multi(descriptor, binary, offset, on_return, max(pid, 0))
+            if descriptor < 0:
+                raise BpfError(f"attach {name} at {path}+{offset:#x}", c_errno.errno)
+            made = _link(NULL, self)
+            made._descriptor = descriptor
+            return made
         memset(&options, 0, sizeof(options))
         options.sz = sizeof(options)
         options.retprobe = on_return

@@ -3,20 +3,34 @@
 
 sysfs makes a file's content anew for every read from offset 0 (fs/kernfs/file.c), so a descriptor
 opened once is read again and again with pread; a file whose device has gone answers ENODEV.
+
+A read costs the kernel more than everything that is done with it here, and a device's firmware more than the
+kernel. So a counter that has been still for a while is read in every fifth pass, as most error counters are;
+one that moves is read in every pass.
 """
 
 from cpython.mem cimport PyMem_Free, PyMem_Realloc
 from libc.errno cimport EINTR, errno
 from libc.stdint cimport INT64_MAX, UINT64_MAX, uint32_t, uint64_t
+from posix.time cimport CLOCK_MONOTONIC, CLOCK_REALTIME, clock_gettime, timespec
 from posix.types cimport off_t
 from posix.unistd cimport close as c_close
 
-from fabrictap.ext.ring cimport FT_NO_SERIES, Ring, Series, ft_observer, ft_ring_observe
+from fabrictap.ext.ring cimport FT_NO_SERIES, Ring, Series, ft_observer, ft_ring_observe, ft_ring_peak
 
 import os
 
 cdef extern from "unistd.h" nogil:
     ssize_t pread(int fd, void *buffer, size_t count, off_t offset)
+
+cdef extern from "semaphore.h" nogil:
+    ctypedef struct sem_t:
+        pass
+    int sem_init(sem_t *semaphore, int shared, unsigned int value)
+    int sem_destroy(sem_t *semaphore)
+    int sem_post(sem_t *semaphore)
+    # glibc 2.30, musl 1.2.4
+    int sem_clockwait(sem_t *semaphore, int clock, const timespec *until)
 
 
 #: Status of a slot: the value is good. Positive statuses are errno values.
@@ -37,13 +51,25 @@ cdef enum:
     _BUFFER = 64
     # a signal handler may interrupt pread, but must not hold this loop for ever
     _TRIES = 8
+    # Passes without a change after which a counter is still, and every how many passes it is then read.
+    _STILL = 15
+    _TURNS = 5
 
 cdef struct Slot:
     int fd
     int status
     bint enabled
     bint fast
+    bint prompt
+    # Read in the last pass.
+    bint read
+    # Passes in a row in which the value was the same, up to _STILL.
+    uint32_t still
+    # The largest rate between two readings of a rest, in units of the series a second; 0: none.
+    float peak
     uint64_t value
+    # When it was read, of a fast slot: nanoseconds since the epoch.
+    uint64_t time_ns
     ft_observer observer
 
 
@@ -74,39 +100,89 @@ cdef int _parse(const char *text, ssize_t length, uint64_t *value) noexcept nogi
     return _OK
 
 
-cdef void _read_all(Slot *slots, Py_ssize_t count, bint fast) noexcept nogil:
+cdef uint64_t _now_ns(int clock) noexcept nogil:
+    cdef timespec now
+    clock_gettime(clock, &now)
+    return <uint64_t>now.tv_sec * 1000000000 + <uint64_t>now.tv_nsec
+
+
+cdef void _read_slot(Slot *slot) noexcept nogil:
     cdef char buffer[_BUFFER]
-    cdef Py_ssize_t i
-    cdef ssize_t length
+    cdef ssize_t length = -1
     cdef int tries
+    cdef uint64_t before = slot.value
+    cdef bint known = slot.status == _OK
+    slot.read = True
+    for tries in range(_TRIES):
+        length = pread(slot.fd, buffer, _BUFFER, 0)
+        if length >= 0 or errno != EINTR:
+            break
+    if length < 0:
+        slot.status = errno
+    else:
+        slot.status = _parse(buffer, length, &slot.value)
+        if slot.status == _OK and slot.value > <uint64_t>INT64_MAX // slot.observer.scale:
+            slot.status = _OVERFLOW
+    if not known or slot.status != _OK or slot.value != before:
+        slot.still = 0
+    elif slot.still < _STILL:
+        slot.still += 1
+
+
+cdef void _read_fast(Slot *slot, bint rate) noexcept nogil:
+    """Read a fast slot; where ``rate``, note that at which it has moved since its last reading."""
+    cdef uint64_t before = slot.value, before_ns = slot.time_ns
+    cdef bint known = slot.status == _OK and before_ns != 0
+    cdef float found
+    _read_slot(slot)
+    slot.time_ns = _now_ns(CLOCK_REALTIME)
+    if rate and known and slot.status == _OK and slot.value > before and slot.time_ns > before_ns:
+        found = <float>(<double>((slot.value - before) * slot.observer.scale) * 1e9 / <double>(slot.time_ns - before_ns))
+        if found > slot.peak:
+            slot.peak = found
+
+
+cdef void _read_all(Slot *slots, Py_ssize_t count, bint fast, bint rate, uint32_t turn) noexcept nogil:
+    """``turn``: which of the still slots are read; _TURNS for all."""
+    cdef Py_ssize_t i
     for i in range(count):
-        if slots[i].fd < 0 or not slots[i].enabled or (fast and not slots[i].fast):
+        slots[i].read = False
+        if slots[i].fd < 0 or not slots[i].enabled:
             continue
-        length = -1
-        for tries in range(_TRIES):
-            length = pread(slots[i].fd, buffer, _BUFFER, 0)
-            if length >= 0 or errno != EINTR:
-                break
-        if length < 0:
-            slots[i].status = errno
-        else:
-            slots[i].status = _parse(buffer, length, &slots[i].value)
-            if slots[i].status == _OK and slots[i].value > <uint64_t>INT64_MAX // slots[i].observer.scale:
-                slots[i].status = _OVERFLOW
+        if slots[i].fast:
+            _read_fast(&slots[i], rate)
+        elif not fast and (slots[i].prompt or slots[i].still < _STILL or turn == _TURNS or i % _TURNS == turn):
+            _read_slot(&slots[i])
 
 
 cdef void _fold_all(Slot *slots, Py_ssize_t count, bint fast, Ring ring, uint64_t now_ns) noexcept nogil:
     cdef Py_ssize_t i
     for i in range(count):
-        if slots[i].fd >= 0 and slots[i].enabled and slots[i].status == _OK and (slots[i].fast or not fast):
+        if slots[i].fd >= 0 and slots[i].read and slots[i].status == _OK and (slots[i].fast or not fast):
             ft_ring_observe(&ring.view, &slots[i].observer, slots[i].value, now_ns)
+            if slots[i].peak > 0:
+                ft_ring_peak(&ring.view, slots[i].observer.series, slots[i].peak)
+                slots[i].peak = 0
+
+
+cdef bint _wait(sem_t *wake, uint64_t until) noexcept nogil:
+    """Wait until a time of CLOCK_MONOTONIC. Whether it was woken before."""
+    cdef timespec then
+    then.tv_sec = until // 1000000000
+    then.tv_nsec = until % 1000000000
+    while sem_clockwait(wake, CLOCK_MONOTONIC, &then) < 0:
+        if errno != EINTR:
+            return False
+    return True
 
 
 cdef class CounterFiles:
     """Open counter files, each in a numbered slot that stays its own until it is removed.
 
     ``bind`` says which series a slot feeds; ``read`` reads the files and ``fold`` puts what was read into
-    the series, both without the GIL. Slots that are bound as fast can be read and folded by themselves.
+    the series, both without the GIL. Slots that are bound as fast can be read and folded by themselves; or
+    ``rest`` reads them between two passes, and the next ``fold`` puts the largest rate that it saw into the
+    peaks of their series. Of a slot that has been still for a while every fifth ``read`` reads the file.
 
     Memory grows with the most slots ever held at once. One thread at a time: while ``read`` runs in
     one thread, every other method that changes the set raises RuntimeError.
@@ -118,8 +194,16 @@ cdef class CounterFiles:
     cdef Py_ssize_t _open
     cdef bint _reading
     cdef list _free
+    # Of the last rest: it happened, it was cut short.
+    cdef bint _rested
+    cdef bint _interrupted
+    cdef uint32_t _turn
+    cdef sem_t _wake
 
     def __cinit__(self):
+        sem_init(&self._wake, 0, 0)
+        self._rested = self._interrupted = False
+        self._turn = 0
         self._slots = NULL
         self._capacity = 0
         self._end = 0
@@ -133,6 +217,7 @@ cdef class CounterFiles:
             self._close_all()
             PyMem_Free(self._slots)
             self._slots = NULL
+        sem_destroy(&self._wake)
 
     def __len__(self):
         return self._open
@@ -160,8 +245,13 @@ cdef class CounterFiles:
         self._slots[slot].fd = fd
         self._slots[slot].status = _NOT_READ
         self._slots[slot].enabled = True
+        self._slots[slot].prompt = False
         self._slots[slot].fast = False
+        self._slots[slot].read = False
+        self._slots[slot].still = 0
+        self._slots[slot].peak = 0
         self._slots[slot].value = 0
+        self._slots[slot].time_ns = 0
         self._slots[slot].observer = ft_observer(FT_NO_SERIES, scale, 0, 0, 64)
         self._open += 1
         return slot
@@ -183,9 +273,13 @@ cdef class CounterFiles:
         if self._slots[slot].enabled != enabled:
             self._slots[slot].enabled = enabled
             self._slots[slot].status = _NOT_READ
+            self._slots[slot].read = False
+            self._slots[slot].time_ns = 0
 
-    def bind(self, Py_ssize_t slot, Series series, bint fast):
+    def bind(self, Py_ssize_t slot, Series series, bint fast, bint prompt=False):
         """Let a slot feed ``series``, which begins with what the file says at the next fold.
+
+        A slot that is ``prompt`` is read in every pass of all, even while it is still.
 
         None takes its series away. Raises IndexError.
         """
@@ -194,14 +288,58 @@ cdef class CounterFiles:
         self._slots[slot].observer.series = FT_NO_SERIES if series is None else series.slot
         self._slots[slot].observer.time_ns = 0
         self._slots[slot].fast = fast
+        self._slots[slot].prompt = prompt
+        self._slots[slot].peak = 0
 
     def read(self, bint fast=False):
-        """Read every enabled slot once, or the fast ones only, without the GIL."""
+        """Read every enabled slot once, or the fast ones only, without the GIL.
+
+        Still slots are read in turns, and all of them where a rest was cut short: it may be the last pass.
+        """
+        cdef bint rate = self._rested and not fast
+        cdef uint32_t turn
+        self._check_idle()
+        if not fast:
+            self._turn = (self._turn + 1) % _TURNS
+        turn = _TURNS if self._interrupted else self._turn
+        self._rested = False
+        self._reading = True
+        with nogil:
+            _read_all(self._slots, self._end, fast, rate, turn)
+        self._reading = False
+
+    def rest(self, double until, double interval):
+        """Read the fast slots every ``interval`` seconds until ``until``, without the GIL.
+
+        ``until`` is a time of CLOCK_MONOTONIC in seconds. No reading is made so late that the next pass
+        comes right after it. Returns their number. ``wake`` ends it at once.
+        """
+        cdef uint64_t end = <uint64_t>(max(until, 0.0) * 1e9), step = <uint64_t>(interval * 1e9), due
+        cdef Py_ssize_t readings = 0
+        cdef bint woken = False
+        if step < 1000000:
+            raise ValueError(f"an interval of {interval} s")
         self._check_idle()
         self._reading = True
         with nogil:
-            _read_all(self._slots, self._end, fast)
+            while not woken:
+                due = _now_ns(CLOCK_MONOTONIC) + step
+                if due + step // 2 >= end:
+                    break
+                woken = _wait(&self._wake, due)
+                if not woken:
+                    _read_all(self._slots, self._end, True, True, 0)
+                    readings += 1
+            if not woken:
+                woken = _wait(&self._wake, end)
         self._reading = False
+        self._rested = True
+        self._interrupted = woken
+        return readings
+
+    def wake(self):
+        """End a ``rest`` of another thread, or the next one. May be called by any thread."""
+        sem_post(&self._wake)
 
     def fold(self, Ring ring not None, uint64_t now_ns, bint fast=False):
         """Put what the last ``read`` found into the series, under the lock that guards ``ring``."""

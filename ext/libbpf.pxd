@@ -40,6 +40,7 @@ cdef extern from "<bpf/libbpf.h>" nogil:
     const char *bpf_program__name(const bpf_program *prog)
     const char *bpf_program__section_name(const bpf_program *prog)
     int bpf_program__set_autoload(bpf_program *prog, bint autoload)
+    int bpf_program__set_expected_attach_type(bpf_program *prog, int type)
     bint bpf_program__autoload(const bpf_program *prog)
     int bpf_program__fd(const bpf_program *prog)
     bpf_link *bpf_program__attach(const bpf_program *prog)

@@ -343,6 +343,20 @@ static inline void ft_ring_observe(struct ft_ring *ring, struct ft_observer *obs
 	}
 }
 
+/* A rate that was seen between two observations, for the peaks. */
+static inline void ft_ring_peak(struct ft_ring *ring, uint32_t slot, float rate)
+{
+	struct ft_series *series;
+
+	if (slot == FT_NO_SERIES)
+		return;
+	series = ring->series + slot;
+	if (rate > series->row_peak)
+		series->row_peak = rate;
+	if (rate > series->interval_peak)
+		series->interval_peak = rate;
+}
+
 /* Halves the resolution: two buckets become one. */
 static inline void ft_histogram_downscale(struct ft_histogram *histogram)
 {

@@ -186,6 +186,7 @@ cdef extern from "ring.h" nogil:
     void ft_ring_set(ft_ring *ring, uint32_t slot, double value, uint64_t now_ns)
     void ft_ring_set_integer(ft_ring *ring, uint32_t slot, int64_t value, uint64_t now_ns)
     void ft_ring_observe(ft_ring *ring, ft_observer *observer, uint64_t raw, uint64_t now_ns)
+    void ft_ring_peak(ft_ring *ring, uint32_t slot, float rate)
     void ft_ring_record(ft_ring *ring, uint32_t slot, double value, uint64_t now_ns)
     void ft_histogram_put(ft_histogram *histogram, int32_t index, int32_t scale, uint64_t count)
     void ft_ring_event(ft_ring *ring, const ft_event *event)

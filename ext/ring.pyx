@@ -10,8 +10,11 @@ import zlib
 from collections import deque
 from dataclasses import dataclass, field
 
+from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize
+from cpython.unicode cimport PyUnicode_AsUTF8AndSize
 from libc.math cimport INFINITY
 from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t
+from libc.stdlib cimport free, realloc
 from libc.string cimport memcpy, memset
 
 cdef extern from "<sys/mman.h>" nogil:
@@ -392,29 +395,117 @@ cdef put_text(char *target, size_t room, str value):
     put_bytes(target, room, raw)
 
 
-def encode_attributes(attributes):
-    """Attributes as OTLP KeyValues, each as field 7 of a NumberDataPoint, in the order of their names.
+cdef struct Text:
+    const char *data
+    Py_ssize_t size
 
-    Values are str, bool, int or float. An int of more than 64 bits and text that is not UTF-8, as a process's
+
+cdef struct Encoded:
+    char *data
+    size_t used
+    size_t capacity
+
+
+def encode_attributes(attributes, int field=7):
+    """Attributes as OTLP KeyValues in the order of their names, each as field 7 of a NumberDataPoint.
+
+    ``field`` is that of another message. Values are str, bool, int or float. An int of more than 64 bits and text that is not UTF-8, as a process's
     name may be, are told as text as well as they can be: one odd attribute must not cost an export.
     """
-    cdef bytearray out = bytearray()
-    for name, value in sorted(attributes.items()):
-        key = name.encode("utf-8", "replace")
-        if value is True or value is False:
-            any_value = b"\x10\x01" if value else b"\x10\x00"
-        elif isinstance(value, int) and -(1 << 63) <= value < 1 << 63:
-            any_value = b"\x18" + _varint(value & 0xFFFFFFFFFFFFFFFF)
-        elif isinstance(value, float):
-            any_value = b"\x21" + _double(value)
-        else:
-            text = str(value).encode("utf-8", "replace")
-            any_value = b"\x0a" + _varint(len(text)) + text
-        pair = b"\x0a" + _varint(len(key)) + key + b"\x12" + _varint(len(any_value)) + any_value
-        out += b"\x3a"
-        out += _varint(len(pair))
-        out += pair
-    return bytes(out)
+    cdef Text key, text
+    cdef Encoded out
+    cdef uint64_t number = 0
+    cdef size_t inner, whole
+    cdef int kind
+    cdef double real = 0
+    out.data, out.used, out.capacity = NULL, 0, 0
+    try:
+        for name, value in sorted(attributes.items()):
+            key_held = _utf8(name, &key)
+            text.size = 0
+            text_held = None
+            # The field of AnyValue: string_value 1, bool_value 2, int_value 3, double_value 4.
+            if value is True or value is False:
+                kind, number = 2, 1 if value else 0
+                inner = 2
+            elif isinstance(value, int) and -(1 << 63) <= value < 1 << 63:
+                kind, number = 3, value & 0xFFFFFFFFFFFFFFFF
+                inner = 1 + _varint_size(number)
+            elif isinstance(value, float):
+                kind, real = 4, value
+                inner = 9
+            else:
+                kind = 1
+                text_held = _utf8(value if isinstance(value, str) else str(value), &text)
+                inner = 1 + _varint_size(text.size) + text.size
+            whole = 1 + _varint_size(key.size) + key.size + 1 + _varint_size(inner) + inner
+            _make_room(&out, 1 + _varint_size(whole) + whole)
+            _put_varint(&out, field << 3 | 2)
+            _put_varint(&out, whole)
+            _put_varint(&out, 0x0A)
+            _put_varint(&out, key.size)
+            _put_bytes(&out, key.data, key.size)
+            _put_varint(&out, 0x12)
+            _put_varint(&out, inner)
+            if kind == 1:
+                _put_varint(&out, 0x0A)
+                _put_varint(&out, text.size)
+                _put_bytes(&out, text.data, text.size)
+            elif kind == 4:
+                _put_varint(&out, 0x21)
+                _put_bytes(&out, <char *>&real, sizeof(real))
+            else:
+                _put_varint(&out, kind << 3)
+                _put_varint(&out, number)
+        return PyBytes_FromStringAndSize(out.data, out.used) if out.used else b""
+    finally:
+        free(out.data)
+
+
+cdef object _utf8(text, Text *found):
+    """Point ``found`` at ``text`` as UTF-8, which lives as long as ``text`` and what is returned."""
+    try:
+        found.data = PyUnicode_AsUTF8AndSize(text, &found.size)
+        return None
+    except UnicodeEncodeError:
+        replaced = text.encode("utf-8", "replace")
+        found.data = PyBytes_AS_STRING(replaced)
+        found.size = len(replaced)
+        return replaced
+
+
+cdef int _make_room(Encoded *out, size_t size) except -1:
+    cdef size_t capacity = out.capacity
+    if out.used + size <= capacity:
+        return 0
+    capacity = max(2 * capacity, out.used + size, <size_t>512)
+    cdef char *data = <char *>realloc(out.data, capacity)
+    if data == NULL:
+        raise MemoryError
+    out.data, out.capacity = data, capacity
+    return 0
+
+
+cdef inline size_t _varint_size(uint64_t number) noexcept nogil:
+    cdef size_t size = 1
+    while number > 0x7F:
+        number >>= 7
+        size += 1
+    return size
+
+
+cdef inline void _put_varint(Encoded *out, uint64_t number) noexcept nogil:
+    while number > 0x7F:
+        out.data[out.used] = <char>(number & 0x7F | 0x80)
+        out.used += 1
+        number >>= 7
+    out.data[out.used] = <char>number
+    out.used += 1
+
+
+cdef inline void _put_bytes(Encoded *out, const char *data, size_t size) noexcept nogil:
+    memcpy(out.data + out.used, data, size)
+    out.used += size
 
 
 def decode_attributes(bytes encoded):
@@ -469,21 +560,6 @@ def _number(bytes data, Py_ssize_t at):
             return number & 0xFFFFFFFFFFFFFFFF, at
         shift += 7
     raise ValueError
-
-
-cdef bytes _double(double value):
-    return (<const char *>&value)[:8]
-
-
-cdef bytes _varint(uint64_t number):
-    cdef unsigned char out[10]
-    cdef int size = 0
-    while number > 0x7F:
-        out[size] = <unsigned char>(number & 0x7F) | 0x80
-        number >>= 7
-        size += 1
-    out[size] = <unsigned char>number
-    return (<const char *>out)[: size + 1]
 
 
 cdef class Series:

@@ -53,7 +53,7 @@ class Collector:
             "service": {
                 "extensions": ["health_check"],
                 "telemetry": {"metrics": {"level": "none"}},
-                "pipelines": {"metrics": pipeline, "traces": pipeline},
+                "pipelines": {"metrics": pipeline, "traces": pipeline, "logs": pipeline},
             },
         }
 

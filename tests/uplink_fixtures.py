@@ -28,7 +28,7 @@ def uplink_to():
         if isinstance(address, int):
             address = f"http://127.0.0.1:{address}"
         signal = Settings(endpoint=address, **settings)
-        uplink = Uplink(Otlp(metrics=signal, traces=signal, queue=queue), 0.02, 0.1)
+        uplink = Uplink(Otlp(metrics=signal, traces=signal, logs=signal, queue=queue), 0.02, 0.1)
         uplink.start()
         made.append(uplink)
         return uplink

@@ -73,6 +73,17 @@ class Event:
     name: str
     severity: int
     description: str
+    attributes: tuple[Attribute, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """One kind of finding. ``advice`` is for the person on call; ``doubt`` says when it may be wrong."""
+
+    name: str
+    description: str
+    doubt: str
+    advice: str
 
 
 # --- attributes -----------------------------------------------------------------------------------
@@ -380,6 +391,7 @@ ORIGIN = Attribute(
     ("probe", "netlink"),
 )
 SOURCE = Attribute("fabrictap.source", str, "A source of the agent, as in verbs")
+DETECTOR = Attribute("fabrictap.detector", str, "A detector of the agent, as in dark")
 PROBE = Attribute("fabrictap.probe", str, "A BPF program of the agent")
 PROBE_METHOD = Attribute(
     "fabrictap.probe.method", str, "How it is attached", ("fexit", "kprobe", "tracepoint", "uprobe", "none")
@@ -455,6 +467,79 @@ METRIC_OVERFLOW = Attribute(
     bool,
     "true on the one series of a counter that counts for all that limits.series refused",
 )
+FINDING_KIND = Attribute(
+    "fabrictap.finding.kind",
+    str,
+    "What was found; each has a section in docs/security.md",
+    (
+        "remote_read_egress",
+        "dark_egress",
+        "exposed_memory",
+        "new_peer",
+        "forbidden_peer",
+        "cross_tenant",
+        "slow_egress",
+        "resource_exhaustion",
+        "probe_detached",
+        "probes_blind",
+        "coverage_fell",
+        "file_replaced",
+        "sources_down",
+        "link_errors",
+        "link_degraded",
+        "retransmissions",
+        "gpu_shared",
+        "mig_changed",
+        "confidential_off",
+    ),
+)
+FINDING_SEVERITY = Attribute(
+    "fabrictap.finding.severity", str, "How much it matters", ("info", "warn", "error")
+)
+FINDING_STATE = Attribute(
+    "fabrictap.finding.state",
+    str,
+    "opened; worsened: many times as much as when it was last told; continuing: told again after a long "
+    "time; ended",
+    ("opened", "worsened", "continuing", "ended"),
+)
+FINDING_ID = Attribute("fabrictap.finding.id", str, "The same in everything that is told of one finding")
+FINDING_SINCE = Attribute("fabrictap.finding.since", str, "When it began, RFC 3339, UTC")
+FINDING_VALUE = Attribute(
+    "fabrictap.finding.value", int, "What was measured, in the unit that fabrictap.finding.unit names"
+)
+FINDING_UNIT = Attribute("fabrictap.finding.unit", str, "Unit of value and threshold in UCUM, as in By")
+FINDING_THRESHOLD = Attribute("fabrictap.finding.threshold", int, "What value may be")
+FINDING_BASELINE = Attribute("fabrictap.finding.baseline", int, "What value usually is")
+FINDING_WINDOW = Attribute("fabrictap.finding.window", int, "Seconds over which value was measured")
+FINDING_ADVICE = Attribute("fabrictap.finding.advice", str, "What to do")
+FINDING_CANDIDATES = Attribute(
+    "fabrictap.finding.candidates",
+    str,
+    "Whom it may concern where one owner cannot be told, likeliest first, at most five",
+)
+FINDING_TENANT = Attribute("fabrictap.finding.tenant", str, "Tenant that the policy names for the workload")
+FINDING_PEER_TENANT = Attribute("fabrictap.finding.peer.tenant", str, "Tenant of the other end, likewise")
+FINDING_WORKLOAD = Attribute(
+    "fabrictap.finding.workload",
+    str,
+    "What is kept over restarts of pods and jobs: k8s:NAMESPACE/CONTAINER, slurm:USER/EXECUTABLE, "
+    "systemd:UNIT or process:EXECUTABLE",
+)
+FINDING_SUPPRESSED = Attribute(
+    "fabrictap.finding.loss.reason",
+    str,
+    "rate: more events than limits.findings_per_minute; full: more open findings than limits.findings; "
+    "queue: more events than wait for an export",
+    ("rate", "full", "queue"),
+)
+STATE_ERROR = Attribute(
+    "fabrictap.state.error",
+    str,
+    "corrupt: the file was moved aside; io: it could not be read or written; full: a workload or peer had "
+    "no place any more and is counted together with others",
+    ("corrupt", "io", "full"),
+)
 SIMULATED = Attribute(
     "fabrictap.simulated",
     str,
@@ -489,6 +574,9 @@ _PROCESS = (
     SLURM_ORIGIN,
     SYSTEMD_UNIT,
 )
+#: What tells whose process it is; what a policy may match.
+PROCESS_IDENTITY = _PROCESS
+
 _PEER = (RDMA_GID, RDMA_PEER_GID, RDMA_PEER_QPN)
 _POSTS = (*_PROCESS, RDMA_DEVICE, RDMA_QPN, RDMA_QP_TYPE, RDMA_OPERATION, *_PEER, COVERAGE)
 _EXPORTER = (COMPONENT_TYPE, COMPONENT_NAME)
@@ -1015,6 +1103,59 @@ SPANS_EXPORTED = Metric(
     (*_EXPORTER, ERROR_TYPE),
     Standard.SEMCONV,
 )
+LOGS_EXPORTED = Metric(
+    "otel.sdk.exporter.log.exported",
+    Kind.COUNTER,
+    "{log_record}",
+    "Log events handed over; with error.type, those that were not",
+    (*_EXPORTER, ERROR_TYPE),
+    Standard.SEMCONV,
+)
+FINDING_COUNT = Metric(
+    "fabrictap.finding.count",
+    Kind.COUNTER,
+    "{finding}",
+    "Findings that were opened, whether or not an event was sent",
+    (FINDING_KIND, FINDING_SEVERITY),
+)
+FINDING_OPEN = Metric(
+    "fabrictap.finding.open",
+    Kind.UPDOWNCOUNTER,
+    "{finding}",
+    "Findings that are open now",
+    (FINDING_KIND, FINDING_SEVERITY),
+)
+FINDING_DROPPED = Metric(
+    "fabrictap.finding.dropped",
+    Kind.COUNTER,
+    "{event}",
+    "Events of findings, or findings, that were not told",
+    (FINDING_SUPPRESSED,),
+)
+DETECTOR_DURATION = Metric(
+    "fabrictap.detector.duration",
+    Kind.HISTOGRAM,
+    "s",
+    "CPU time of one look of a detector; exponential histogram of scale 8 or less",
+    (DETECTOR,),
+)
+DETECTOR_ERRORS = Metric(
+    "fabrictap.detector.errors",
+    Kind.COUNTER,
+    "{error}",
+    "Looks of a detector that failed: a fault of fabrictap",
+    (DETECTOR, ERROR_TYPE),
+)
+STATE_ROWS = Metric(
+    "fabrictap.state.rows",
+    Kind.UPDOWNCOUNTER,
+    "{row}",
+    "Pairs of a workload and a peer that are remembered over restarts",
+    (),
+)
+STATE_ERRORS = Metric(
+    "fabrictap.state.errors", Kind.COUNTER, "{error}", "Trouble with what is remembered", (STATE_ERROR,)
+)
 PROCESS_CPU = Metric(
     "process.cpu.time", Kind.COUNTER, "s", "CPU time of the agent itself", (CPU_MODE,), Standard.SEMCONV
 )
@@ -1068,6 +1209,161 @@ FLOW_WINDOW_SPAN = Span(
 )
 
 
+# --- findings -------------------------------------------------------------------------------------
+
+REMOTE_READ_EGRESS = Finding(
+    "remote_read_egress",
+    "A port sent more payload than any process of this node asked for, and a process there has memory that a "
+    "peer may read: RDMA READ by the peer leaves no other trace here",
+    "UCX rendezvous, NVMe over Fabrics and NFS over RDMA read like this in normal work; a policy may say so",
+    "Find out whether the peer is meant to read this memory. If not: end the process or its queue pair, "
+    "fence off the peer, make new rkeys. If so: set remote_read and peers for this workload in the policy.",
+)
+DARK_EGRESS = Finding(
+    "dark_egress",
+    "A port sent more payload than any process of this node asked for, and no single explanation is known",
+    "Processes with RDMA libraries of their own or GPU-initiated transports post unseen: see coverage",
+    "Look at the candidates and at processes with coverage control_only on this port; capture at the switch.",
+)
+EXPOSED_MEMORY = Finding(
+    "exposed_memory",
+    "A process has registered more memory that peers may read or write than its policy allows",
+    "Caches and parameter servers do so on purpose; regions that overlap are counted each",
+    "Check that the workload needs remote access to this much memory; if so, set exposed_memory for it.",
+)
+NEW_PEER = Finding(
+    "new_peer",
+    "A workload talks to a peer that it has never talked to before, after its time of learning",
+    "A job that is scheduled on other nodes has new peers",
+    "Check who has this address. List the networks of the cluster as peers of this workload in the policy.",
+)
+FORBIDDEN_PEER = Finding(
+    "forbidden_peer",
+    "A workload talks to a peer that is not among those that the policy lists for it",
+    "The policy may be older than the network",
+    "Find out who has this address and what is sent there; end the connection, or list the peer.",
+)
+CROSS_TENANT = Finding(
+    "cross_tenant",
+    "Two workloads of different tenants on this node are connected",
+    "Shared services serve several tenants: list them in talks_to",
+    "Find out who made the connection; isolate the tenants by partition key or VLAN.",
+)
+SLOW_EGRESS = Finding(
+    "slow_egress",
+    "A workload has sent a peer more, over days or weeks, than its budget or its own past allows, or the "
+    "same small amount hour after hour",
+    "A job that has grown, or a new replication; a baseline knows the past only",
+    "Compare with what the workload is meant to send there; set egress_budget for it in the policy.",
+)
+RESOURCE_EXHAUSTION = Finding(
+    "resource_exhaustion",
+    "One process or workload holds, makes or uses so many RDMA objects or operations that others may suffer",
+    "Large MPI jobs without dynamic connections need thousands of queue pairs",
+    "Look whether it leaks; limit it with the rdma cgroup controller; raise the limit if this is normal.",
+)
+PROBE_DETACHED = Finding(
+    "probe_detached",
+    "A BPF program of the agent is attached at fewer places than before",
+    "A provider library that was replaced by a package is attached to anew within a minute",
+    "Look who may load or detach BPF programs on this node; restart the agent.",
+)
+PROBES_BLIND = Finding(
+    "probes_blind",
+    "The kernel lists connections that the probes should have seen being made, and nothing was lost",
+    "A kernel with a hook that does not cover all drivers",
+    "Look whether somebody has detached the probes or whether this kernel lacks a hook; restart the agent.",
+)
+COVERAGE_FELL = Finding(
+    "coverage_fell",
+    "Posts of most connections were seen, and suddenly those of few are",
+    "A large job that brings its own RDMA libraries",
+    "Look which processes have coverage control_only, and whether they should.",
+)
+FILE_REPLACED = Finding(
+    "file_replaced",
+    "The recording or the configuration was replaced or changed while the agent runs",
+    "An administrator or a configuration management tool did it: the agent goes on with what it has read",
+    "Find out who changed it; send SIGHUP for a new policy, restart the agent for all else.",
+)
+SOURCES_DOWN = Finding(
+    "sources_down",
+    "Several sources that delivered have stopped at the same time",
+    "Unloading the RDMA drivers takes several down at once",
+    "Look at the agent's log for the reasons, and for who unloaded modules or took capabilities away.",
+)
+LINK_ERRORS = Finding(
+    "link_errors",
+    "A port counts errors or discards faster than it should, or its link went down and came back",
+    "Counters jump when a cable is plugged",
+    "Look at cable, transceiver and switch port; where only congestion drops count, look at flow control.",
+)
+LINK_DEGRADED = Finding(
+    "link_degraded",
+    "A port that was active is down, or runs slower than it did",
+    "An administrator may have set it so",
+    "Look at cable, transceiver and switch port.",
+)
+RETRANSMISSIONS = Finding(
+    "retransmissions",
+    "A port repeats packets, or asks for repeats, faster than it should",
+    "Short bursts happen when paths change",
+    "Look for loss in the fabric: priority flow control, ECN, a bad cable; a peer that is too slow (RNR).",
+)
+GPU_SHARED = Finding(
+    "gpu_shared",
+    "A GPU that MIG does not split is used by several tenants, or by pods or jobs that no policy calls one",
+    "Time slicing and MPS share a GPU on purpose",
+    "Check that those who share it may: memory and timing of one can be probed by the other. Use MIG.",
+)
+MIG_CHANGED = Finding(
+    "mig_changed",
+    "The MIG devices of a GPU are others than before",
+    "A scheduler that makes MIG devices on demand does this with each job",
+    "Find out who split the GPU anew, and whether workloads still have the isolation they were promised.",
+)
+CONFIDENTIAL_OFF = Finding(
+    "confidential_off",
+    "Confidential computing was on for a GPU and is off",
+    "An administrator may have set it so",
+    "Take workloads that need it off the node; find out who changed it. It takes a reset of the GPU.",
+)
+
+_FINDING = (
+    FINDING_KIND,
+    FINDING_SEVERITY,
+    FINDING_STATE,
+    FINDING_ID,
+    FINDING_SINCE,
+    FINDING_VALUE,
+    FINDING_UNIT,
+    FINDING_THRESHOLD,
+    FINDING_BASELINE,
+    FINDING_WINDOW,
+    FINDING_ADVICE,
+    FINDING_CANDIDATES,
+    FINDING_TENANT,
+    FINDING_PEER_TENANT,
+    FINDING_WORKLOAD,
+    HW_ID,
+    IO_DIRECTION,
+    RDMA_DEVICE,
+    RDMA_PORT,
+    RDMA_QPN,
+    RDMA_GID,
+    RDMA_PEER_GID,
+    RDMA_PEER_QPN,
+    RDMA_COUNTER_NAME,
+    ERROR_TYPE,
+    GPU_LINK,
+    NVSWITCH_LINK,
+    SOURCE,
+    PROBE,
+    PROBE_METHOD,
+    *_PROCESS,
+)
+
+
 # --- events, kept in the recording ----------------------------------------------------------------
 
 AGENT_STARTED = Event("fabrictap.agent.started", 9, "The agent began to watch")
@@ -1084,16 +1380,31 @@ MR_DEREGISTERED = Event("rdma.memory_region.deregistered", 9, "A memory region i
 CONTEXT_OPENED = Event("rdma.context.opened", 9, "A process opened an RDMA device")
 CONTEXT_CLOSED = Event("rdma.context.closed", 9, "A process closed an RDMA device")
 PROCESS_EXITED = Event("process.exited", 9, "A process that used RDMA ended")
+FINDING_RAISED = Event(
+    "fabrictap.finding.raised",
+    13,
+    "An operator or security engineer should look; the severity is the finding's",
+    _FINDING,
+)
+FINDING_ENDED = Event("fabrictap.finding.ended", 9, "What was found is no longer so", _FINDING)
+
+
+# A copy in each of these: a warning from the garbage collector adds a name to the globals it comes upon.
 
 
 def events() -> Iterator[Event]:
     """Every event of the catalog, in the order of this file."""
-    return (value for value in globals().values() if isinstance(value, Event))
+    return (value for value in tuple(globals().values()) if isinstance(value, Event))
+
+
+def findings() -> Iterator[Finding]:
+    """Every kind of finding, in the order of this file."""
+    return (value for value in tuple(globals().values()) if isinstance(value, Finding))
 
 
 def metrics() -> Iterator[Metric]:
     """Every metric of the catalog, in the order of this file."""
-    return (value for value in globals().values() if isinstance(value, Metric))
+    return (value for value in tuple(globals().values()) if isinstance(value, Metric))
 
 
 def rates(metric: Metric) -> tuple[Metric, Metric]:
@@ -1126,9 +1437,9 @@ def exported() -> Iterator[Metric]:
 
 def spans() -> Iterator[Span]:
     """Every span of the catalog, in the order of this file."""
-    return (value for value in globals().values() if isinstance(value, Span))
+    return (value for value in tuple(globals().values()) if isinstance(value, Span))
 
 
 def attributes() -> Iterator[Attribute]:
     """Every attribute key of the catalog, in the order of this file."""
-    return (value for value in globals().values() if isinstance(value, Attribute))
+    return (value for value in tuple(globals().values()) if isinstance(value, Attribute))

@@ -131,6 +131,21 @@ def _parser() -> argparse.ArgumentParser:
     _configuration(doctor)
     doctor.add_argument("--json", action="store_true", help="as JSON")
 
+    audit = add(
+        "audit", "list the ways past the CPU: what observes each, what is exposed, what mends it", _audit
+    )
+    audit.add_argument("--json", action="store_true", help="as JSON")
+    audit.add_argument(
+        "--fail-on",
+        metavar="LEVEL",
+        choices=("high", "medium", "low", "never"),
+        default="never",
+        help="exit with 1 where something is exposed as badly (high, medium, low), with 3 where it may "
+        "be and could not be looked at",
+    )
+    audit.add_argument("--root", metavar="DIR", help="another node's: DIR/sys, DIR/proc and DIR/dev")
+    _recording(audit)
+
     flows = add("flows", "list the RDMA connections: who, with whom, how much", _reads(_flows))
     flows.add_argument("--all", action="store_true", help="also those that have ended a moment ago")
     flows.add_argument("--pid", type=int, metavar="PID", help="of this process")
@@ -179,6 +194,7 @@ def _parser() -> argparse.ArgumentParser:
     catalog = add("catalog", "print every metric, span and attribute", _catalog)
     catalog.add_argument("--format", choices=("markdown", "json"), default="markdown")
 
+    _policy(add("policy", "rules for what workloads may do", _no_policy_command))
     add("version", "print the version", _version)
     return parser
 
@@ -205,6 +221,20 @@ def _recording(parser: argparse.ArgumentParser) -> None:
     _configuration(parser)
 
 
+def _policy(parser: argparse.ArgumentParser) -> None:
+    policies = parser.add_subparsers(metavar="PART")
+    does = "propose a policy from what was observed, as YAML"
+    learn = policies.add_parser("learn", help=does, description=f"{does.capitalize()}.", allow_abbrev=False)
+    learn.set_defaults(parser=learn, command=_reads(_policy_learn))
+    learn.add_argument(
+        "--state", metavar="PATH", help="what detectors remember, instead of the configuration's state.path"
+    )
+    learn.add_argument(
+        "--recording", action="store_true", help="read the flight recorder (ring.path or --file) instead"
+    )
+    _recording(learn)
+
+
 def _load(options: argparse.Namespace) -> Config:
     from fabrictap.config import check_profile, load
 
@@ -219,7 +249,8 @@ def _load(options: argparse.Namespace) -> Config:
 def _no_command(options: argparse.Namespace) -> NoReturn:
     parser: _Parser = options.parser
     parser.error(
-        "which command? One of run, check-config, doctor, flows, snapshot, recorder, catalog, version"
+        "which command? One of run, check-config, doctor, audit, flows, snapshot, recorder, policy, catalog, "
+        "version"
     )
 
 
@@ -259,7 +290,7 @@ def _run(options: argparse.Namespace) -> int:
     from fabrictap.view import doctor
 
     log = logging.getLogger("fabrictap")
-    node = Node(config)
+    node = Node(config, lambda: _load(options), options.config)
     for level, text in doctor.summary(config):
         log.log(level, text)
     node.run(duration)
@@ -288,6 +319,15 @@ def _doctor(options: argparse.Namespace) -> int:
     from fabrictap.view import doctor
 
     return doctor.main(_load(options), as_json=options.json)
+
+
+def _audit(options: argparse.Namespace) -> int:
+    from fabrictap.view import audit
+
+    path = options.file
+    if path is None and options.root is None:
+        path = _load(options).ring.path
+    return audit.main(path, _owner(options), root=options.root, fail_on=options.fail_on, as_json=options.json)
 
 
 def _reads(command: Callable[[argparse.Namespace], int]) -> Callable[[argparse.Namespace], int]:
@@ -406,6 +446,40 @@ def _catalog(options: argparse.Namespace) -> int:
     from fabrictap.view import catalog
 
     print(catalog.markdown() if options.format == "markdown" else catalog.as_json(), end="")
+    return 0
+
+
+def _no_policy_command(options: argparse.Namespace) -> NoReturn:
+    parser: _Parser = options.parser
+    parser.error("which part? It has: learn")
+
+
+def _policy_learn(options: argparse.Namespace) -> int:
+    from fabrictap.config import ConfigError
+    from fabrictap.view import policy
+
+    if options.recording or options.file is not None:
+        from fabrictap.view import recorder
+
+        source = _path(options)
+        with recorder.opener(source, _owner(options))() as recording:
+            observed = policy.from_recording(recording)
+    else:
+        from fabrictap.insight.remembered import Remembered
+        from fabrictap.insight.statefile import StateFile, StateFileError
+
+        config = _load(options)
+        path = options.state or config.state.path
+        if path is None:
+            raise ConfigError("state.path is null: nothing is remembered; --state PATH or --recording")
+        remembered = Remembered(config.limits.egress_pairs)
+        try:
+            StateFile(path, remembered).read()
+        except StateFileError as error:
+            _complain(f"fabrictap: {error}")
+            return 1
+        observed, source = policy.from_memory(remembered), path
+    print(policy.text(policy.propose(observed), source), end="")
     return 0
 
 

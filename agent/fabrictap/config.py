@@ -8,18 +8,19 @@ the key, where it came from, what is wrong, and the nearest thing that would be 
 from __future__ import annotations
 
 import difflib
+import ipaddress
 import os
 import re
 import types
 import typing
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
 from typing import Any, Literal
 
 import msgspec
 import yaml
 
-from fabrictap import otelenv
+from fabrictap import catalog, otelenv
 
 
 class ConfigError(Exception):
@@ -171,6 +172,74 @@ class Sources(Section):
     simulated: Simulated = msgspec.field(default_factory=Simulated)
 
 
+class FindingSettings(Section):
+    """What detectors look at and from where on they speak. See docs/security.md."""
+
+    enabled: bool = True
+    interval: Duration = Duration(5.0)
+    #: Kinds of findings that are not wanted.
+    ignore: list[str] = []
+    #: Events of one kind in a minute; more are counted.
+    per_minute: int = 20
+    #: Dark egress of a port: this much within ``dark_window``, and this share of what it sent then.
+    dark_bytes: Size = Size(1 << 20)
+    dark_window: Duration = Duration(10.0)
+    dark_share: float = 0.01
+    #: Memory that peers may read or write, of one process, where no policy says otherwise.
+    exposed_memory: Size = Size(256 << 30)
+    #: Days (whole ones) in which peers and daily egress of a workload are learned before they are judged.
+    learn_days: int = 7
+    #: Egress of a workload to one peer below which a day is never judged by its past; a week may have twice,
+    #: four weeks four times as much.
+    egress_floor: Size = Size(256 << 20)
+    #: Of one process.
+    queue_pairs: int = 8192
+    memory_regions: int = 32768
+    contexts: int = 64
+    #: Queue pairs that one process makes in a second, over ten seconds.
+    queue_pair_rate: float = 200.0
+    #: Work requests of one workload in a second, where they are small and crowd out others'.
+    operation_rate: float = 2e6
+    #: Errors, and repeated packets, of a port in a second, over a minute.
+    link_error_rate: float = 1.0
+    retransmission_rate: float = 100.0
+
+
+class State(Section):
+    """What detectors must remember over restarts: peers and egress of workloads."""
+
+    #: An SQLite file; null keeps it in memory only.
+    path: str | None = "/var/lib/fabrictap/state.db"
+
+
+class WorkloadPolicy(Section):
+    """What is allowed for the workloads that match. The first rule that matches a process is its rule."""
+
+    #: Attribute of the process -> shell pattern, as in k8s.namespace.name: train-*; all must match.
+    match: dict[str, str] = {}
+    tenant: str | None = None
+    #: Other tenants that it may be connected to on this node.
+    talks_to: list[str] = []
+    #: Addresses, networks (10.1.0.0/16, fe80::/64) and GIDs that it may talk to; null: they are learned.
+    peers: list[str] | None = None
+    #: Bytes a day to one peer; null: its own past decides.
+    egress_budget: Size | None = None
+    #: Bytes of memory that peers may read or write, of one process; null: findings.exposed_memory.
+    exposed_memory: Size | None = None
+    #: Peers among ``peers`` may read its memory: no finding of remote_read_egress for it.
+    remote_read: bool = False
+    #: Of one process; null: findings.queue_pairs.
+    queue_pairs: int | None = None
+
+
+class Policy(Section):
+    """What is allowed. Read again on SIGHUP."""
+
+    workloads: list[WorkloadPolicy] = []
+    #: Attribute of the identity that names the tenant where no rule does, as in k8s.namespace.name.
+    tenant_by: str | None = None
+
+
 class Limits(Section):
     """Fixed memory: the most of each kind that the agent keeps."""
 
@@ -187,6 +256,10 @@ class Limits(Section):
     identities: int = 2048
     pods: int = 10000
     device_assignments: int = 4096
+    #: Findings open at a time.
+    findings: int = 1024
+    #: Pairs of a workload and a peer whose egress is remembered; 1300 bytes each.
+    egress_pairs: int = 4096
 
 
 class Flows(Section):
@@ -216,6 +289,7 @@ class Signal(Section):
 class Otlp(Section):
     metrics: Signal = msgspec.field(default_factory=Signal)
     traces: Signal = msgspec.field(default_factory=Signal)
+    logs: Signal = msgspec.field(default_factory=Signal)
     #: Requests kept in memory while the receiver is away; the oldest go first.
     queue: int = 64
 
@@ -257,6 +331,9 @@ class Config(Section):
     limits: Limits = msgspec.field(default_factory=Limits)
     flows: Flows = msgspec.field(default_factory=Flows)
     workloads: Workloads = msgspec.field(default_factory=Workloads)
+    findings: FindingSettings = msgspec.field(default_factory=FindingSettings)
+    policy: Policy = msgspec.field(default_factory=Policy)
+    state: State = msgspec.field(default_factory=State)
     export: Export = msgspec.field(default_factory=Export)
     resource: Resource = msgspec.field(default_factory=Resource)
 
@@ -294,7 +371,7 @@ def load(
     config = typing.cast(Config, _build(Config, tree, (), origin))
     _check(config)
     if config.sources.simulated.profile is not None:
-        _simulate(config, ring_path="ring.path" in origin)
+        _simulate(config, origin.keys())
     return config
 
 
@@ -308,15 +385,20 @@ def check_profile(name: str, source: str) -> None:
         raise ConfigError(f"{source}: expected one of {', '.join(NAMES)}, got {name!r}{hint}")
 
 
-def _simulate(config: Config, *, ring_path: bool) -> None:
-    """Nothing real is mixed with what is made up, and no real node's recording is replaced by one of it."""
+def _simulate(config: Config, given: Collection[str]) -> None:
+    """Nothing real is mixed with what is made up: no source, no recording, nothing that detectors remember.
+
+    ``given``: the keys that somebody has set.
+    """
     sources = config.sources
     for source in (sources.infiniband, sources.rdma_netlink, sources.verbs, sources.nvml):
         source.enabled = False
     sources.dcgm.enabled = "off"
     sources.kubelet.enabled = "off"
-    if not ring_path:
+    if "ring.path" not in given:
         config.ring.path = SIMULATED_RING
+    if "state.path" not in given:
+        config.state.path = None
 
 
 def parse_duration(text: str) -> Duration:
@@ -344,9 +426,22 @@ def as_written(config: Config) -> dict[str, Any]:
     return tree
 
 
+def policy_as_written(policy: Policy) -> dict[str, Any]:
+    """A policy as a file could hold it, what is as by default left out."""
+    usual = _written(WorkloadPolicy())
+    rules = [
+        {key: value for key, value in _written(rule).items() if value != usual[key]}
+        for rule in policy.workloads
+    ]
+    by = {} if policy.tenant_by is None else {"tenant_by": policy.tenant_by}
+    return {"workloads": rules, **by}
+
+
 def _written(value: Any) -> Any:
     if isinstance(value, Section):
         return {name: _written(getattr(value, name)) for name in value.__struct_fields__}
+    if isinstance(value, list):
+        return [_written(one) for one in value]
     if isinstance(value, Duration):
         scales = sorted(_DURATION_UNITS.items(), key=lambda item: -item[1])
         unit, scale = next((u for u in scales if value and value / u[1] == int(value / u[1])), ("ms", 1e-3))
@@ -424,7 +519,7 @@ def _build(
     for key, raw in tree.items():
         here = (*path, key)
         dotted = ".".join(here)
-        source = origin.get(dotted, "configuration")
+        source = _source(origin, here)
         if key not in hints:
             near = difflib.get_close_matches(key, hints, n=1, cutoff=0.5)
             where = ".".join(path) or "the top level"
@@ -442,6 +537,11 @@ def _build(
                         continue
                     raise ValueError(f"expected a section with {', '.join(typing.get_type_hints(wanted))}")
                 values[key] = _build(wanted, raw, here, origin)
+            elif (item := _item(wanted)) is not None:
+                values[key] = [
+                    _build(item, one, (*path, f"{key}[{number}]"), origin)
+                    for number, one in enumerate(_mappings(item, raw))
+                ]
             else:
                 values[key] = _value(wanted, raw)
         except ValueError as error:
@@ -449,11 +549,31 @@ def _build(
     return kind(**values)
 
 
+def _source(origin: Mapping[str, str], path: tuple[str, ...]) -> str:
+    """Where a key came from: what is in a list came with the list."""
+    whole = ".".join(path)
+    return origin.get(whole) or origin.get(whole.partition("[")[0], "configuration")
+
+
+def _item(wanted: Any) -> type[Section] | None:
+    """The section that ``wanted`` is a list of, if it is one."""
+    kinds = typing.get_args(wanted) if typing.get_origin(wanted) is list else ()
+    return kinds[0] if kinds and isinstance(kinds[0], type) and issubclass(kinds[0], Section) else None
+
+
+def _mappings(item: type[Section], raw: Any) -> list[Mapping[str, Any]]:
+    if raw is None:
+        return []
+    if not isinstance(raw, list) or not all(isinstance(one, Mapping) for one in raw):
+        raise ValueError(f"expected a list, each entry with some of {', '.join(typing.get_type_hints(item))}")
+    return [{str(key): value for key, value in one.items()} for one in raw]
+
+
 def _value(wanted: Any, raw: Any) -> Any:
     if wanted is Duration:
         return parse_duration(raw) if isinstance(raw, str) else _unitless("duration", "10s", raw)
-    if wanted is Size:
-        return parse_size(raw) if isinstance(raw, str) else _unitless("size", "64MiB", raw)
+    if wanted in (Size, Size | None):
+        return _size(raw, optional=wanted is not Size)
     if isinstance(raw, bool) and typing.get_origin(wanted) is Literal:
         word = "on" if raw else "off"  # YAML 1.1 reads a bare on or off as a boolean
         raw = word if word in typing.get_args(wanted) else raw
@@ -485,6 +605,12 @@ def _value(wanted: Any, raw: Any) -> Any:
         raise ValueError(message) from None
 
 
+def _size(raw: Any, *, optional: bool) -> Size | None:
+    if optional and (raw is None or str(raw) in ("", "null", "none")):
+        return None
+    return parse_size(raw) if isinstance(raw, str) else _unitless("size", "64MiB", raw)
+
+
 def _unitless(what: str, example: str, raw: Any) -> Any:
     if isinstance(raw, (int, float)) and not isinstance(raw, bool):
         raise ValueError(f"a {what} needs a unit, as in {example}, got {raw!r}")
@@ -509,8 +635,11 @@ def _check(config: Config) -> None:
         ("sources.simulated.interval", sources.simulated.interval, 0.1),
         ("export.interval", config.export.interval, 0.1),
         ("flows.window", config.flows.window, 1.0),
+        ("findings.interval", config.findings.interval, 0.1),
+        ("findings.dark_window", config.findings.dark_window, 1.0),
         ("export.otlp.metrics.timeout", config.export.otlp.metrics.timeout, 0.001),
         ("export.otlp.traces.timeout", config.export.otlp.traces.timeout, 0.001),
+        ("export.otlp.logs.timeout", config.export.otlp.logs.timeout, 0.001),
     ):
         if not least <= seconds <= 86400:
             raise ConfigError(f"{key}: expected between {least}s and 1d, got {seconds:g}s")
@@ -521,6 +650,7 @@ def _check(config: Config) -> None:
     if url is not None and not re.fullmatch(r"https?://[^/@\s]+(/[^\s]*)?", url):
         raise ConfigError(f"sources.kubelet.url: expected as in https://127.0.0.1:10250/pods, got {url!r}")
     _check_ring(config)
+    _check_findings(config)
     _check_dcgm(sources.dcgm)
     size = sources.verbs.event_buffer
     if not 4096 <= size <= 1 << 30 or size & (size - 1):
@@ -540,6 +670,73 @@ def _check(config: Config) -> None:
         raise ConfigError(f"export.otlp.queue: expected at least 1, got {config.export.otlp.queue}")
     if config.export.file.max_files < 1 or config.export.file.max_size < 4096:
         raise ConfigError("export.file: max_files must be at least 1 and max_size at least 4KiB")
+
+
+def _check_findings(config: Config) -> None:
+    settings = config.findings
+    if settings.interval > 30:
+        # The board takes for ended what no look confirms within a minute.
+        raise ConfigError(f"findings.interval: expected at most 30s, got {settings.interval:g}s")
+    if settings.dark_window < settings.interval or settings.dark_window > 600:
+        raise ConfigError(
+            f"findings.dark_window: expected from findings.interval to 10m, got {settings.dark_window:g}s"
+        )
+    for key, least, most in (
+        ("per_minute", 1, 10_000),
+        ("dark_bytes", 1, 1 << 50),
+        ("dark_share", 0, 1),
+        ("exposed_memory", 0, 1 << 60),
+        ("learn_days", 1, 27),
+        ("egress_floor", 0, 1 << 60),
+        ("queue_pairs", 1, 1 << 24),
+        ("memory_regions", 1, 1 << 24),
+        ("contexts", 1, 1 << 24),
+        ("queue_pair_rate", 0.1, 1e9),
+        ("operation_rate", 1, 1e12),
+        ("link_error_rate", 0.001, 1e9),
+        ("retransmission_rate", 0.001, 1e9),
+    ):
+        if not least <= getattr(settings, key) <= most:
+            raise ConfigError(
+                f"findings.{key}: expected from {least} to {most}, got {getattr(settings, key)}"
+            )
+    kinds = [finding.name for finding in catalog.findings()]
+    for name in settings.ignore:
+        if name not in kinds:
+            near = difflib.get_close_matches(name, kinds, n=1)
+            hint = f"did you mean {near[0]}?" if near else f"there are {', '.join(kinds)}"
+            raise ConfigError(f"findings.ignore: no kind of finding is {name!r}; {hint}")
+    _check_policy(config.policy)
+
+
+def _check_policy(policy: Policy) -> None:
+    known = {attribute.name for attribute in catalog.PROCESS_IDENTITY}
+    for number, rule in enumerate(policy.workloads):
+        where = f"policy.workloads[{number}]"
+        for name in rule.match:
+            _check_attribute(f"{where}.match", name, known)
+        for peer in rule.peers or ():
+            try:
+                ipaddress.ip_network(peer, strict=False)
+            except ValueError:
+                raise ConfigError(
+                    f"{where}.peers: expected addresses or networks as in 10.1.0.0/16, got {peer!r}"
+                ) from None
+        if rule.remote_read and rule.peers is None:
+            raise ConfigError(f"{where}.remote_read: who may read is said by peers, which is missing")
+        if rule.queue_pairs is not None and rule.queue_pairs < 1:
+            raise ConfigError(f"{where}.queue_pairs: expected at least 1, got {rule.queue_pairs}")
+        if rule.match == {} and number < len(policy.workloads) - 1:
+            raise ConfigError(f"{where} has no match and so is for all: the rules behind it are never used")
+    if policy.tenant_by is not None:
+        _check_attribute("policy.tenant_by", policy.tenant_by, known)
+
+
+def _check_attribute(key: str, name: str, known: set[str]) -> None:
+    if name not in known:
+        near = difflib.get_close_matches(name, known, n=1)
+        hint = f"did you mean {near[0]}?" if near else f"there are {', '.join(sorted(known))}"
+        raise ConfigError(f"{key}: no attribute of a process is {name!r}; {hint}")
 
 
 def _check_ring(config: Config) -> None:

@@ -31,12 +31,16 @@ class Journal:
         peer_qpn: int | None = None,
         value: int = 0,
         text: str = "",
+        severity: int | None = None,
     ) -> None:
-        """Write one event. ``time_ns``: nanoseconds since the epoch; GIDs in IPv6 notation."""
+        """Write one event. ``time_ns``: nanoseconds since the epoch; GIDs in IPv6 notation.
+
+        ``severity`` is the event's own where it is None.
+        """
         self._ring.event(
             _NUMBERS[event.name],
             time_ns,
-            severity=event.severity,
+            severity=event.severity if severity is None else severity,
             pid=pid or 0,
             qpn=qpn,
             peer_qpn=peer_qpn or 0,

@@ -6,13 +6,17 @@ import logging
 import signal
 import threading
 import time
+from collections.abc import Callable
 from types import FrameType
 
 from fabrictap import catalog, ringfile
-from fabrictap.config import Config
+from fabrictap.config import Config, ConfigError
 from fabrictap.export import resource
 from fabrictap.export.exporter import Exporter
 from fabrictap.export.prometheus import Endpoint
+from fabrictap.insight.detection import Detectors
+from fabrictap.insight.detectors import SourceState
+from fabrictap.insight.filewatch import WatchedFile
 from fabrictap.insight.identities import Identities
 from fabrictap.insight.inventory import Inventory
 from fabrictap.insight.reconcile import Reconciler
@@ -37,9 +41,16 @@ _FLUSH_SECONDS = 5.0
 class Node:
     """One agent. ``run`` once, from the main thread."""
 
-    def __init__(self, config: Config) -> None:
-        """Raises ConfigError where the configuration cannot work here (an endpoint, a certificate)."""
+    def __init__(
+        self, config: Config, reread: Callable[[], Config] | None = None, config_file: str | None = None
+    ) -> None:
+        """Raises ConfigError where the configuration cannot work here (an endpoint, a certificate).
+
+        ``reread`` reads the configuration again, for SIGHUP; ``config_file`` is where it is.
+        """
         self._config = config
+        self._reread = reread
+        self._hangup = threading.Event()
         self._lock = threading.Lock()
         self._stop = threading.Event()
         self.ring = ringfile.create(config.ring, config.limits, names.LISTS)
@@ -87,7 +98,18 @@ class Node:
         self._inventory = Inventory(self.series, self.ledger)
         self._identities = Identities(self.series, self.ledger)
         self._selfwatch = SelfWatch(self.series)
-        self._exporter = Exporter(config, attributes, self.series, self.ledger.flows)
+        watched = [
+            WatchedFile(what, path, content=content)
+            for what, path, content in (
+                ("recording", self.ring.path, False),
+                ("configuration", config_file, True),
+            )
+            if path is not None
+        ]
+        self.detectors = Detectors(
+            config, self.series, self.ledger, self.journal, self._lock, watched=watched
+        )
+        self._exporter = Exporter(config, attributes, self.series, self.ledger.flows, self.detectors.findings)
         self._prometheus = Endpoint(config.export.prometheus, self.ring, attributes, self._lock)
 
     def stop(self) -> None:
@@ -102,11 +124,16 @@ class Node:
         def on_signal(number: int, frame: FrameType | None) -> None:  # noqa: ARG001 - fixed by signal
             self.stop()
 
+        def on_hangup(number: int, frame: FrameType | None) -> None:  # noqa: ARG001 - likewise
+            self._hangup.set()
+
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, on_signal)
+        signal.signal(signal.SIGHUP, on_hangup)
         end = None if duration is None else time.monotonic() + duration
         with self._lock:
             self.journal.write(catalog.AGENT_STARTED, time.time_ns())
+        self.detectors.start()
         for runner in self.runners:
             runner.start()
             runner.settled.wait(_STOP_SECONDS)
@@ -124,7 +151,9 @@ class Node:
                 with self._lock:
                     now_ns = time.time_ns()
                     self.reconciler.fold(now_ns)
+                    self._look(now_ns)
                     self.ring.tick(now_ns)
+                self._reload()
                 for runner in self.runners:
                     runner.revive(now)
                 next_tick = max(next_tick + self._config.ring.tick, now)
@@ -135,6 +164,31 @@ class Node:
                 self._watch_for_hangs(said_hung)
         self._end()
 
+    def _look(self, now_ns: int) -> None:
+        sources = [SourceState(one.source.name, one.up, one.reason) for one in self.runners]
+        self.detectors.look(now_ns, self.reconciler.balances(), sources)
+
+    def _reload(self) -> None:
+        """After SIGHUP: put the policy of the configuration into force, and nothing else of it."""
+        if not self._hangup.is_set():
+            return
+        self._hangup.clear()
+        if self._reread is None:
+            return
+        try:
+            fresh = self._reread()
+        except ConfigError as error:
+            _log.error("the policy stays as it is: %s", error)
+            return
+        with self._lock:
+            self.detectors.reload(fresh.policy)
+        self.detectors.accept_files()
+        _log.info("policy read again: rules for workloads: %d", len(fresh.policy.workloads))
+        fresh.policy, policy = self._config.policy, fresh.policy
+        if fresh != self._config:
+            _log.warning("only the policy is read again; what else has changed takes a restart")
+        self._config.policy = policy
+
     def _export(self) -> None:
         with self._lock:
             now_ns = time.time_ns()
@@ -143,6 +197,7 @@ class Node:
                 if runner.hung is not None and isinstance(runner.source, Expiring):
                     runner.source.hung(now_ns)
             self._inventory.fold(now_ns)
+            self.detectors.fold(now_ns)
             self._identities.fold(now_ns)
             self._selfwatch.fold(self.runners, self._exporter.stats, now_ns)
             self._exporter.collect(now_ns)
@@ -174,6 +229,7 @@ class Node:
         if not self._exporter.flush(_FLUSH_SECONDS):
             _log.warning("not everything could be delivered before the end")
         self._exporter.close()
+        self.detectors.close()
         with self._lock:
             now_ns = time.time_ns()
             self.journal.write(catalog.AGENT_STOPPED, now_ns)

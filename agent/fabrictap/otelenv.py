@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from typing import Any
 from urllib.parse import unquote
 
-_SIGNALS = ("metrics", "traces")
+_SIGNALS = ("metrics", "traces", "logs")
 
 
 class OtelVariableError(Exception):

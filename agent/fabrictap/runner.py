@@ -15,7 +15,7 @@ from typing import Any
 from fabrictap import catalog
 from fabrictap.catalog import Event
 from fabrictap.journal import Journal
-from fabrictap.sources import FastSource, Source, SourceAbsent, SourceUnavailable
+from fabrictap.sources import FastSource, RestingSource, Source, SourceAbsent, SourceUnavailable
 
 _log = logging.getLogger(__name__)
 _FIRST_PAUSE = 1.0
@@ -38,7 +38,9 @@ class Runner:
         self.absent = False
         self._durations: deque[float] = deque(maxlen=_MOST_DURATIONS)
         #: Seconds between two fast samples, as their cost lets it be; 0 for none.
-        self.fast_interval = source.fast_interval if isinstance(source, FastSource) else 0.0
+        self._fast_source = source if isinstance(source, FastSource) else None
+        self._resting = source if isinstance(source, RestingSource) else None
+        self.fast_interval = 0.0 if self._fast_source is None else self._fast_source.fast_interval
         #: CPU seconds that a fast sample takes: the least of the last few.
         self.fast_cost = 0.0
         self._fast_costs: deque[float] = deque(maxlen=5)
@@ -83,6 +85,8 @@ class Runner:
     def stop(self) -> None:
         """Ask for a last sample and the end; returns at once."""
         self._stop.set()
+        if self._resting is not None:
+            self._resting.wake()
 
     def join(self, timeout: float) -> bool:
         """Wait for the end. False when the source hangs; its thread is then left behind."""
@@ -139,8 +143,14 @@ class Runner:
 
     def _until(self, end: float) -> None:
         """Wait for the next sample, with fast samples between."""
-        source = self.source
-        if isinstance(source, FastSource) and self.fast_interval:
+        source, resting = self._fast_source, self._resting
+        if source is not None and self.fast_interval:
+            if resting is not None:
+                began = time.thread_time()
+                readings = self._timed(lambda: resting.rest(end, self.fast_interval))
+                if readings:
+                    self._pace(source, (time.thread_time() - began) / readings)
+                return
             while (due := time.monotonic() + self.fast_interval) < end - self.fast_interval / 2:
                 if self._stop.wait(due - time.monotonic()):
                     return
@@ -153,7 +163,11 @@ class Runner:
         now_ns = time.time_ns()
         with self._lock:
             source.fold_fast(now_ns)
-        self._fast_costs.append(time.thread_time() - began)
+        self._pace(source, time.thread_time() - began)
+
+    def _pace(self, source: FastSource, cost: float) -> None:
+        """Make the fast samples as rare as their cost in CPU seconds asks for."""
+        self._fast_costs.append(cost)
         # One that costs more, as when a device came, says nothing of the next, and is not the last one taken.
         self.fast_cost = min(self._fast_costs)
         longest = max(source.fast_interval, self.source.interval / 2)

@@ -301,10 +301,8 @@ int wr_abort(struct pt_regs *ctx)
  * ibv_qp_to_qp_ex hands out the struct ibv_qp_ex, and with it the functions: the agent is told where they
  * are, and that this queue pair may be posted to by them. What it returns begins with the struct ibv_qp.
  */
-SEC("uretprobe")
-int qp_to_qp_ex(struct pt_regs *ctx)
+static __always_inline int handed_out(__u64 address)
 {
-	__u64 address = PT_REGS_RC(ctx);
 	__u64 functions[FT_QP_EX_FUNCTIONS];
 	struct ft_record *record;
 	struct user_qp qp;
@@ -336,6 +334,22 @@ int qp_to_qp_ex(struct pt_regs *ctx)
 	bpf_probe_read_user_str(record->device, sizeof(record->device), (void *)(device + USER_DEVICE_NAME));
 	bpf_ringbuf_submit(record, 0);
 	return 0;
+}
+
+SEC("uretprobe")
+int qp_to_qp_ex(struct pt_regs *ctx)
+{
+	return handed_out(PT_REGS_RC(ctx));
+}
+
+/*
+ * Where the kernel's return probes are not safe: the result, if there is one, is the argument. If there is none
+ * the agent sees that the functions are none.
+ */
+SEC("uprobe")
+int qp_to_qp_ex_entry(struct pt_regs *ctx)
+{
+	return handed_out(PT_REGS_PARM1(ctx));
 }
 
 #endif

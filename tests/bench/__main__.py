@@ -7,7 +7,7 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
-from bench import agent, counters, export, exposition, fold, infiniband, nvml, ringbuffer, uprobe
+from bench import agent, counters, detectors, export, exposition, fold, infiniband, nvml, ringbuffer, uprobe
 from bench.result import Result, table, write
 
 PARTS: dict[str, Callable[[], list[Result]]] = {
@@ -19,6 +19,7 @@ PARTS: dict[str, Callable[[], list[Result]]] = {
     "nvml": nvml.measure,
     "export": export.measure,
     "exposition": exposition.measure,
+    "detectors": detectors.measure,
     "agent": agent.measure,
     "growth": agent.measure_growth,
 }

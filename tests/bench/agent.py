@@ -4,8 +4,9 @@
 connections (doubles/verbs_traffic.py), about 5,000 series; the counters of all connections and the traffic
 counters of all ports move every second. It exports to the real Collector. node_exporter is scraped every
 second on the same /sys in the same minute. CPU is that of the whole process, less what the stand-in for the
-kernel spends in it, which is told. Then where the memory and the time go, and how both grow with HCAs and
-connections.
+kernel spends in it, which is told. In a minute of its own there are 8 GPUs with 18 NVLinks each as well, read
+through the stand-in of NVIDIA's library (doubles/nvml), whose own CPU is in the figure. The limits hold for
+both. Then where the memory and the time go, and how both grow with HCAs and connections.
 """
 
 from __future__ import annotations
@@ -27,13 +28,19 @@ from bench import node_exporter
 from bench.node_exporter import NodeExporter
 from bench.process import Watched
 from bench.result import Result, left_out, limit, note
+from doubles.nvml import builder
+from doubles.nvml.driver import Node as Gpus
 from doubles.sysfs import Sysfs
 from otelcol import BUILD, Collector, find_collector
 from support import eventually
 
 HERE = Path(__file__).parent
 HCAS, CONNECTIONS = 8, 256
+#: Of the stand-in's profile hgx-h100: 8 GPUs with 18 NVLinks each.
+GPUS, GPU_PROFILE, LINK_BYTES_PER_SECOND = 8, "hgx-h100", 20 << 30
+LINKS = 18
 SECONDS = 60
+GPU_SECONDS = 30
 #: As (HCAs, connections); short.
 GROWTH = ((1, 0), (4, 0), (16, 0), (8, 10), (8, 1_000), (8, 10_000), (8, 100_000))
 GROWTH_SECONDS = 10
@@ -49,9 +56,11 @@ class _Load:
     hcas: int
     connections: int
     interval: int
+    gpus: bool = False
 
     def __str__(self) -> str:
-        return f"agent, {self.hcas} HCAs, {self.connections:,} connections (synthetic)"
+        gpus = f", {GPUS} GPUs x {LINKS} NVLinks" if self.gpus else ""
+        return f"agent, {self.hcas} HCAs{gpus}, {self.connections:,} connections (synthetic)"
 
 
 @dataclass(frozen=True)
@@ -108,7 +117,10 @@ class _Meter:
 class _Agent:
     """A running agent_node.py."""
 
-    def __init__(self, work: Path, sysfs: Path, load: _Load, endpoint: str) -> None:
+    def __init__(
+        self, work: Path, sysfs: Path, load: _Load, endpoint: str, gpus: dict[str, str] | None
+    ) -> None:
+        """``gpus``: the environment in which it finds them; None without any."""
         self.ring = work / "ring"
         settings = {
             "ring.path": str(self.ring),
@@ -117,8 +129,12 @@ class _Agent:
             "export.interval": f"{load.interval}s",
             "export.otlp.metrics.endpoint": endpoint,
             "export.otlp.traces.endpoint": endpoint,
+            "export.otlp.logs.endpoint": endpoint,
+            "state.path": "none",
             "agent.log_level": "warning",
         }
+        if gpus is None:
+            settings["sources.nvml.enabled"] = "false"
         arguments = [word for key, value in settings.items() for word in ("--set", f"{key}={value}")]
         kept = {
             name: text for name, text in os.environ.items() if not name.startswith(("OTEL_", "FABRICTAP_"))
@@ -126,11 +142,18 @@ class _Agent:
         self._said = work / "agent.log"
         with self._said.open("wb") as log:
             self._process = subprocess.Popen(
-                [sys.executable, HERE / "agent_node.py", str(load.connections), str(load.hcas), *arguments],
+                [
+                    sys.executable,
+                    HERE / "agent_node.py",
+                    str(load.connections),
+                    str(load.hcas),
+                    str(GPUS if load.gpus else 0),
+                    *arguments,
+                ],
                 stdout=subprocess.PIPE,
                 stderr=log,
                 text=True,
-                env=kept | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))},
+                env=kept | (gpus or {}) | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))},
             )
         self.pid = self._process.pid
 
@@ -203,6 +226,17 @@ def _points(collector: Collector) -> int:
     return total
 
 
+def _gpus(work: Path) -> tuple[Gpus, dict[str, str]]:
+    """GPUs all of whose links are busy, and the environment in which a program finds them."""
+    built = builder.build(work / "nvml")
+    made = Gpus.create(built, work / "gpus", GPU_PROFILE)
+    for gpu in range(GPUS):
+        for link in range(LINKS):
+            made.nvlink(gpu, link, tx_bytes_per_s=LINK_BYTES_PER_SECOND, rx_bytes_per_s=LINK_BYTES_PER_SECOND)
+    made.real_clock()
+    return made, made.environment(built.library)
+
+
 def _minute(binary: Path, load: _Load, seconds: int, *, peer: bool) -> _Minute:
     with ExitStack() as stack:
         work = Path(stack.enter_context(tempfile.TemporaryDirectory()))
@@ -211,7 +245,11 @@ def _minute(binary: Path, load: _Load, seconds: int, *, peer: bool) -> _Minute:
         collector.listen()
         stack.callback(collector.stop)
         exporter = stack.enter_context(NodeExporter(tree.root)) if peer else None
-        agent = _Agent(work, tree.root, load, f"http://127.0.0.1:{collector.port}")
+        found = None
+        if load.gpus:
+            gpus, found = _gpus(work)
+            stack.callback(gpus.close)
+        agent = _Agent(work, tree.root, load, f"http://127.0.0.1:{collector.port}", found)
         began = time.monotonic()
         stack.callback(agent.stop)
 
@@ -265,13 +303,12 @@ def _imports() -> dict[str, int]:
     return found
 
 
-def _whole(binary: Path, missing: str) -> list[Result]:
-    load = _Load(HCAS, CONNECTIONS, 10)
-    minute = _minute(binary, load, SECONDS, peer=not missing)
+def _of_load(minute: _Minute, load: _Load, missing: str, cpu_goal: float | None) -> list[Result]:
+    """What the whole costs, held against the peer's and the limits."""
     ours, theirs = minute.agent, minute.exporter
     name = minute.exporter_name or f"{node_exporter.NAME} ({missing})"
-    results = [
-        Result(f"{load}: CPU a second", "ms", ours.cpu, theirs.cpu if theirs else None, name, CPU_GOAL),
+    return [
+        Result(f"{load}: CPU a second", "ms", ours.cpu, theirs.cpu if theirs else None, name, cpu_goal),
         limit(f"{load}: private memory", "MiB", ours.private / MIB, PRIVATE_LIMIT),
         limit(f"{load}: ring file", "MiB", minute.ring / MIB, RING_LIMIT),
         limit(f"{load}: threads", "", ours.threads, THREADS_LIMIT),
@@ -280,6 +317,22 @@ def _whole(binary: Path, missing: str) -> list[Result]:
         note(f"{load}: points in an export", "", minute.points),
         note(f"{load}: CPU a second of the stand-in", "ms", minute.stand_in, "not in the first line"),
     ]
+
+
+def _whole(binary: Path, missing: str) -> list[Result]:
+    with_gpus = _Load(HCAS, CONNECTIONS, 10, gpus=True)
+    results = []
+    if lacking := builder.missing():
+        left_out("agent", f"the GPUs: {lacking}")
+    else:
+        # The peer reads ports alone: what GPUs cost is told, the goal is below.
+        results = _of_load(
+            _minute(binary, with_gpus, GPU_SECONDS, peer=not missing), with_gpus, missing, None
+        )
+    load = _Load(HCAS, CONNECTIONS, 10)
+    minute = _minute(binary, load, SECONDS, peer=not missing)
+    ours, theirs = minute.agent, minute.exporter
+    results += _of_load(minute, load, missing, CPU_GOAL)
     if theirs is not None:
         results += [
             note("node_exporter: private memory", "MiB", theirs.private / MIB),

@@ -1,6 +1,6 @@
 """``fabrictap run`` with stand-ins in the place of hardware, for bench/agent.py.
 
-``agent_node.py CONNECTIONS DEVICES ARGUMENT...``: the arguments are those of ``fabrictap run``. The verbs
+``agent_node.py CONNECTIONS DEVICES GPUS ARGUMENT...``: arguments are those of ``fabrictap run``. The verbs
 source is the stand-in of doubles/verbs_traffic.py; what is exported says "synthetic" in its resource
 attributes. On SIGUSR1 the threads take the names in the kernel that they have in Python.
 """
@@ -33,9 +33,12 @@ class _Node(node.Node):
 
     connections: int
     devices: int
+    gpus: int
 
     def __init__(self, config: Config) -> None:
         said = f"sysfs of {self.devices} HCAs, verbs of {self.connections} connections"
+        if self.gpus:
+            said += f", NVML of {self.gpus} GPUs"
         config.resource.attributes = {**config.resource.attributes, LABEL: said}
         super().__init__(config)
         traffic = VerbsTraffic(config.sources.verbs, self.series, self.ledger, self.connections, self.devices)
@@ -49,9 +52,9 @@ class _Node(node.Node):
 
 
 def main() -> int:
-    _Node.connections, _Node.devices = int(sys.argv[1]), int(sys.argv[2])
+    _Node.connections, _Node.devices, _Node.gpus = map(int, sys.argv[1:4])
     node.Node = _Node  # type: ignore[misc]
-    return cli.main(["run", *sys.argv[3:]])
+    return cli.main(["run", *sys.argv[4:]])
 
 
 if __name__ == "__main__":

@@ -84,7 +84,7 @@ def ours(series: int, endpoint: str, compression: str) -> Way:
 
     prepare, requests = _tree(series)
     chosen = Signal(endpoint=f"http://{endpoint}", compression="gzip" if compression == "gzip" else "none")
-    uplink = Uplink(Otlp(metrics=chosen, traces=Signal(enabled=False)))
+    uplink = Uplink(Otlp(metrics=chosen, traces=Signal(enabled=False), logs=Signal(enabled=False)))
     uplink.start()
 
     def export() -> None:

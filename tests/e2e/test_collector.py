@@ -24,7 +24,8 @@ class Node:
     def __init__(self, endpoint="", lines=None, queue=64):
         signal = Signal(endpoint=endpoint, timeout=Duration(5)) if endpoint else Signal(enabled=False)
         file = File(path=str(lines) if lines else None)
-        self.config = Config(export=Export(otlp=Otlp(metrics=signal, traces=signal, queue=queue), file=file))
+        otlp = Otlp(metrics=signal, traces=signal, logs=signal, queue=queue)
+        self.config = Config(export=Export(otlp=otlp, file=file))
         self.table = SeriesTable(1000)
         self.flows = Flows(1000, 60 * SECOND)
         self.exporter = Exporter(

@@ -35,7 +35,7 @@ def received(machine: Machine) -> Iterator[tuple[Reader, Traffic]]:
                 "exporters": {"file": {"path": str(output.path), "flush_interval": "100ms"}},
                 "service": {
                     "telemetry": {"metrics": {"level": "none"}},
-                    "pipelines": {"metrics": pipeline, "traces": pipeline},
+                    "pipelines": {"metrics": pipeline, "traces": pipeline, "logs": pipeline},
                 },
             }
         )
@@ -49,8 +49,10 @@ def received(machine: Machine) -> Iterator[tuple[Reader, Traffic]]:
         "collected",
         "export.otlp.metrics.enabled=true",
         "export.otlp.traces.enabled=true",
+        "export.otlp.logs.enabled=true",
         f"export.otlp.metrics.endpoint=http://{ENDPOINT}",
         f"export.otlp.traces.endpoint=http://{ENDPOINT}",
+        f"export.otlp.logs.endpoint=http://{ENDPOINT}",
         "flows.window=1s",
     )
     server = None

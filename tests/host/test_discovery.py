@@ -28,8 +28,8 @@ FILES = (PROVIDER, "libibverbs.so.1", "driver")
 class Agent:
     """What the source ``verbs`` has of the data path, without the rest."""
 
-    def __init__(self, devices: str = "/dev/infiniband/uverbs") -> None:
-        self.tap = Tap(None)
+    def __init__(self, devices: str = "/dev/infiniband/uverbs", *, returns: bool = True) -> None:
+        self.tap = Tap(None, returns=returns)
         self.errors: dict[str, int] = {}
         self.attachments = Attachments(self.tap.probes, self.errors)
         self.discovery = Discovery(self.attachments, self.errors, devices)
@@ -494,3 +494,19 @@ def test_entries_of_threads_that_ended_are_swept(agent, double, tmp_path):
         assert sum(count for _, _, count in calls.batches()) > 0
     agent.attachments.forget_threads()
     assert list(calls.batches()) == []
+
+
+def test_without_return_probes_queue_pairs_of_the_extended_api_are_found_too(bpf, double, tmp_path):
+    agent = Agent(returns=False)
+    try:
+        with started(copied(double, tmp_path / "own")) as application:
+            contexts = opened(application)
+            assert agent.discovery.look(application.pid) is not None
+            application.tell("extend", 0)
+            (since,) = extended(agent, application)
+            assert since is not None
+            batch(application, times=5, messages=3)
+            application.send(0, times=2)
+            assert_exact(agent, application, contexts)
+    finally:
+        agent.close()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import platform
-import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -38,9 +37,8 @@ def test_a_child_that_is_killed_is_no_safe_kernel(bpf, tmp_path, monkeypatch):
     program.write_text("#!/bin/sh\necho 4096 /bin/sh\nread line\nkill -ILL $$\n")
     program.chmod(0o755)
     monkeypatch.setattr(sys, "executable", str(program))
-    assert not returns._try(OBJECT)
-    assert signal.SIGILL == 4
+    assert "seccomp" in returns._try(OBJECT)
 
 
 def test_an_object_that_is_not_there_is_no_safe_kernel(tmp_path):
-    assert not returns._try(str(tmp_path / "none.bpf.o"))
+    assert "could not be tried" in returns._try(str(tmp_path / "none.bpf.o"))

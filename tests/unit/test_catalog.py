@@ -11,6 +11,7 @@ import fabrictap
 from fabrictap import catalog
 from fabrictap.catalog import Kind, Standard
 from fabrictap.ext import records
+from fabrictap.insight.findings import Severity
 from fabrictap.ledger import names, providers
 from fabrictap.ledger.memory import REMOTE_ATOMIC, REMOTE_READ, REMOTE_WRITE, MemoryRegion
 from fabrictap.sources.rdma_netlink import reconcile as rdma_reconcile
@@ -38,13 +39,16 @@ def test_names_are_unique_and_written_as_the_conventions_want():
 def test_an_attribute_has_one_meaning():
     attributes = list(catalog.attributes())
     assert len({attribute.name for attribute in attributes}) == len(attributes)
-    used = {a.name: a for thing in (*catalog.metrics(), *catalog.spans()) for a in thing.attributes}
+    things = (*catalog.metrics(), *catalog.spans(), *catalog.events())
+    used = {a.name: a for thing in things for a in thing.attributes}
     used |= {a.name: a for a in (*catalog.ON_ANY_COUNTER, *catalog.ON_THE_RESOURCE)}
     assert all(any(attribute is known for known in attributes) for attribute in used.values())
     assert set(used) == {attribute.name for attribute in attributes}, "an attribute that nothing has"
 
 
-@pytest.mark.parametrize("thing", [*catalog.metrics(), *catalog.spans()], ids=lambda thing: thing.name)
+@pytest.mark.parametrize(
+    "thing", [*catalog.metrics(), *catalog.spans(), *catalog.events()], ids=lambda thing: thing.name
+)
 def test_nothing_has_an_attribute_twice_or_no_meaning(thing):
     names = [attribute.name for attribute in thing.attributes]
     assert len(names) == len(set(names))
@@ -86,6 +90,8 @@ def test_closed_sets_are_what_the_code_says():
         for access in (None, 0, 1, REMOTE_READ, REMOTE_WRITE, REMOTE_READ | REMOTE_WRITE, REMOTE_ATOMIC)
     }
     assert accesses == set(catalog.RDMA_MR_ACCESS.values)
+    assert [finding.name for finding in catalog.findings()] == list(catalog.FINDING_KIND.values)
+    assert [one.name.lower() for one in Severity] == list(catalog.FINDING_SEVERITY.values)
     assert set(catalog.PROVIDER.values) == set(providers.RANK)
     assert catalog.UNAVAILABLE.values == providers.REASONS
     if catalog.LOSS.values:
@@ -101,7 +107,8 @@ def strings(path):
 
 
 def test_the_code_uses_no_name_that_the_catalog_does_not_have():
-    known = {thing.name for thing in (*catalog.metrics(), *catalog.spans(), *catalog.attributes())}
+    things = (*catalog.metrics(), *catalog.spans(), *catalog.attributes(), *catalog.events())
+    known = {thing.name for thing in things}
     modules = {
         ".".join(path.relative_to(PACKAGE.parent).with_suffix("").parts) for path in PACKAGE.rglob("*.py")
     }
@@ -129,7 +136,7 @@ def rows(markdown, title):
 
 def test_markdown_and_json_list_the_same():
     markdown, data = view.markdown(), json.loads(view.as_json())
-    for title in ("Metrics", "Spans", "Attributes"):
+    for title in ("Metrics", "Spans", "Findings", "Events", "Attributes"):
         assert rows(markdown, title) == [thing["name"] for thing in data[title.lower()]]
     for metric in data["metrics"]:
         line = next(line for line in markdown.splitlines() if line.startswith(f"| `{metric['name']}` |"))

@@ -18,9 +18,20 @@ from otlp_json import Reader
 from otlp_receiver import free_port
 from support import eventually
 
-COMMANDS = ("run", "check-config", "doctor", "flows", "snapshot", "recorder", "catalog", "version")
+COMMANDS = (
+    "run",
+    "check-config",
+    "doctor",
+    "audit",
+    "flows",
+    "snapshot",
+    "recorder",
+    "policy",
+    "catalog",
+    "version",
+)
 SOURCES = ("infiniband", "verbs", "rdma_netlink", "nvml")
-NO_UPLINK = ("export.otlp.metrics.enabled=false", "export.otlp.traces.enabled=false")
+NO_UPLINK = tuple(f"export.otlp.{signal}.enabled=false" for signal in ("metrics", "traces", "logs"))
 
 has_rdma = pytest.mark.skipif(
     any(Path("/sys/class/infiniband").glob("*")), reason="this machine has RDMA devices"
@@ -30,7 +41,7 @@ has_rdma = pytest.mark.skipif(
 def environment(**more):
     """This one's, less what configures fabrictap; the ring of an agent on this machine is left alone."""
     mine = {name: value for name, value in os.environ.items() if not name.startswith(("OTEL_", "FABRICTAP_"))}
-    return mine | {"FABRICTAP_RING__PATH": "none"} | more
+    return mine | {"FABRICTAP_RING__PATH": "none", "FABRICTAP_STATE__PATH": "none"} | more
 
 
 def fabrictap(*arguments, prefix=(), timeout=60, stdin=None, **more):

@@ -142,7 +142,7 @@ def test_the_summary_is_a_few_lines_and_warns_only_of_what_is_missing(node):
     assert {level for level, _ in lines} == {logging.INFO}
     assert len(lines) <= 5
     assert lines[0][1].startswith("fabrictap ")
-    assert lines[-1][1] == "  exports every 10s: metrics and traces to http://localhost:4317"
+    assert lines[-1][1] == "  exports every 10s: metrics, traces and logs to http://localhost:4317"
 
 
 def test_the_summary_says_what_is_missing_once_for_what_it_costs(node, monkeypatch):
@@ -154,11 +154,15 @@ def test_the_summary_says_what_is_missing_once_for_what_it_costs(node, monkeypat
 
 def test_the_summary_names_every_way_out(node):
     node.export = Export(
-        otlp=Otlp(metrics=Signal(endpoint="http://a:1"), traces=Signal(enabled=False)), file=File(path="/x")
+        otlp=Otlp(
+            metrics=Signal(endpoint="http://a:1"), traces=Signal(enabled=False), logs=Signal(enabled=False)
+        ),
+        file=File(path="/x"),
     )
     *_, (level, text) = doctor.summary(node)
     assert (level, text) == (logging.INFO, "  exports every 10s: metrics to http://a:1; all to the file /x")
-    node.export = Export(otlp=Otlp(metrics=Signal(enabled=False), traces=Signal(enabled=False)))
+    off = Signal(enabled=False)
+    node.export = Export(otlp=Otlp(metrics=off, traces=off, logs=off))
     *_, (level, text) = doctor.summary(node)
     assert (level, "exports nothing" in text) == (logging.WARNING, True)
 

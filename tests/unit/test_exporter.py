@@ -63,7 +63,7 @@ def test_without_a_machine_id_there_is_no_host_id_and_a_random_instance(tmp_path
 def test_with_everything_off_spans_and_ended_series_still_go_away():
     off = Signal(enabled=False)
     table, flows = SeriesTable(10), Flows(10, SECOND)
-    exporter = Exporter(Config(export=Export(otlp=Otlp(metrics=off, traces=off))), {}, table, flows)
+    exporter = Exporter(Config(export=Export(otlp=Otlp(metrics=off, traces=off, logs=off))), {}, table, flows)
     series = table.series(catalog.VERBS_IO, {}, SECOND)
     series.set(1, SECOND)
     table.end(series)

@@ -22,7 +22,9 @@ def test_the_agent_tells_who_has_which_device(tmp_path: Path):
         "export.file.path": out,
         "export.otlp.metrics.enabled": "false",
         "export.otlp.traces.enabled": "false",
+        "export.otlp.logs.enabled": "false",
         "ring.path": "none",
+        "state.path": "none",
     }
     stand_in = Kubelet(tmp_path / "s", lambda: answer([pod]))
     try:

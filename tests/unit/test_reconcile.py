@@ -33,6 +33,7 @@ class Port:
         self.now = 100 * SECOND
         self.moved = {"transmit": [0, 0, 0], "receive": [0, 0, 0]}
         self.posted = PortPosted()
+        self.retries = 0
         connection = Connection(
             "rxe0", 17, "rc", "rts", 1, "app", self.now, "probe", Coverage("exact"), gid="::ffff:10.0.0.1"
         )
@@ -65,7 +66,7 @@ class Port:
             for direction, (size, packets, frames) in self.moved.items()
         }
         self.ledger.traffic.ports = {
-            PORT: PortTraffic(self.now, "rxe0", 1, self.link_layer, self.software, 1518, frames)
+            PORT: PortTraffic(self.now, "rxe0", 1, self.link_layer, self.software, 1518, self.retries, frames)
         }
         if posts_read:
             self.ledger.traffic.posted = {PORT: self.posted}
@@ -156,6 +157,24 @@ def test_other_traffic_of_the_interface_is_uncertain_not_dark():
     balance = port.balance("transmit")
     assert balance.dark == 0
     assert balance.uncertain >= 30 * 100 * 1514
+
+
+def test_what_this_node_sends_again_is_uncertain_not_dark():
+    port = Port()
+    for _ in range(10):
+        port.post(out=1 << 20, headers=16)
+        port.move("transmit", 1 << 20, headers=16)
+        port.move("transmit", 1 << 18, headers=16)  # again
+        port.retries += 3
+        port.tick()
+    balance = port.balance("transmit")
+    assert balance.dark == 0
+    assert balance.uncertain >= 10 << 18
+    for _ in range(5):
+        port.tick()
+    port.move("transmit", 1 << 20)  # and a theft after that is seen
+    port.tick()
+    assert port.balance("transmit").dark > 0.98 * (1 << 20)
 
 
 def test_what_arrives_in_posted_receives_is_not_dark_and_what_is_written_past_them_is():

@@ -1,9 +1,17 @@
 """Finished spans as OTLP trace requests."""
 
 import pytest
+from opentelemetry.exporter.otlp.proto.common.trace_encoder import encode_spans
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
 from opentelemetry.proto.trace.v1.trace_pb2 import Span, SpanFlags, Status
+from opentelemetry.sdk.resources import Resource
+from opentelemetry.sdk.trace import ReadableSpan
+from opentelemetry.sdk.util.instrumentation import InstrumentationScope
+from opentelemetry.trace import Link, SpanContext, SpanKind, TraceFlags
+from opentelemetry.trace.status import Status as SdkStatus
+from opentelemetry.trace.status import StatusCode
 
+from fabrictap.export import resource
 from fabrictap.export.spans import SpanEncoder
 from fabrictap.ledger.flows import FinishedSpan
 
@@ -92,3 +100,48 @@ def test_one_span_above_the_limit_goes_alone():
 
 def test_no_spans_make_no_request():
     assert encode() == []
+
+
+def context(trace_id, span_id, remote=False):
+    number = int.from_bytes
+    return SpanContext(
+        number(trace_id, "big"), number(span_id, "big"), remote, TraceFlags(TraceFlags.SAMPLED)
+    )
+
+
+def readable(span, kind, status, attributes):
+    """The same span as the SDK has it."""
+    remote = span.name == "rdma.flow"
+    return ReadableSpan(
+        name=span.name,
+        context=context(span.trace_id, span.span_id),
+        parent=context(span.trace_id, span.parent_span_id, remote) if span.parent_span_id else None,
+        resource=Resource(attributes),
+        attributes=dict(sorted(span.attributes.items())),
+        links=tuple(Link(context(*link)) for link in span.links),
+        kind=kind,
+        status=status,
+        start_time=span.start_ns,
+        end_time=span.end_ns,
+        instrumentation_scope=InstrumentationScope(resource.SCOPE_NAME, resource.SCOPE_VERSION),
+    )
+
+
+def test_the_message_is_the_one_that_the_sdk_makes_of_the_same_spans():
+    attributes = {"service.name": "fabrictap", "host.name": "node"}
+    unset = SdkStatus(StatusCode.UNSET)
+    error = SdkStatus(StatusCode.ERROR, "the RDMA device was removed while the connection was up")
+    sent = finished(links=((b"T" * 16, b"S" * 8),), **{"rdma.device": "mlx5_0", "rdma.port": 1, "yes": True})
+    received = finished(span_id=RECEIVER, parent=SENDER, sender=False, big=(1 << 63) - 1)
+    window = finished("rdma.flow.window", WINDOW, SENDER, text="ü€", none="")
+    removed = finished(**{"rdma.flow.close_reason": "device_removed"})
+    cases = [
+        (sent, SpanKind.PRODUCER, unset),
+        (received, SpanKind.CONSUMER, unset),
+        (window, SpanKind.INTERNAL, unset),
+        (removed, SpanKind.PRODUCER, error),
+    ]
+    (request,) = SpanEncoder(attributes).requests([span for span, *_ in cases])
+    ours = ExportTraceServiceRequest.FromString(request.body)
+    theirs = encode_spans([readable(*case, attributes) for case in cases])
+    assert ours == theirs

@@ -6,6 +6,10 @@ import grpc
 import pytest
 from google.protobuf.any_pb2 import Any
 from google.protobuf.duration_pb2 import Duration as ProtoDuration
+from opentelemetry.proto.collector.logs.v1.logs_service_pb2 import (
+    ExportLogsPartialSuccess,
+    ExportLogsServiceResponse,
+)
 from opentelemetry.proto.collector.metrics.v1.metrics_service_pb2 import (
     ExportMetricsPartialSuccess,
     ExportMetricsServiceResponse,
@@ -67,6 +71,17 @@ def test_spans_go_to_the_trace_service_over_the_same_connection(receiver, uplink
     assert len({call[2] for call in receiver.calls}) == 1
 
 
+def test_log_events_go_to_the_logs_service_and_what_it_rejects_is_counted(receiver, uplink_to):
+    partial = ExportLogsPartialSuccess(rejected_log_records=1)
+    receiver.answers = [ExportLogsServiceResponse(partial_success=partial).SerializeToString()]
+    uplink = uplink_to(receiver.port)
+    put(uplink, b"l", signal=Signal.LOGS)
+    assert uplink.flush(10)
+    assert receiver.calls[0][0] == "/opentelemetry.proto.collector.logs.v1.LogsService/Export"
+    stats = uplink.outboxes[Signal.LOGS].stats
+    assert (stats.exported, stats.failed) == (1, {"rejected": 1})
+
+
 def test_a_unix_socket(tmp_path, uplink_to):
     receiver = Receiver()
     receiver.start(f"unix:{tmp_path}/otlp.sock")
@@ -80,7 +95,7 @@ def test_a_unix_socket(tmp_path, uplink_to):
 
 def test_a_disabled_signal_goes_nowhere(receiver):
     off = Settings(enabled=False, endpoint="not used:x")
-    uplink = Uplink(Otlp(metrics=off, traces=off))
+    uplink = Uplink(Otlp(metrics=off, traces=off, logs=off))
     uplink.start()
     put(uplink, b"m")
     assert uplink.flush(0)
@@ -195,7 +210,8 @@ def test_what_was_exported_and_failed_is_told_in_the_catalogs_words(receiver, up
         ("otel.sdk.exporter.metric_data_point.exported", who, 2),
         ("otel.sdk.exporter.metric_data_point.exported", who | {"error.type": "INTERNAL"}, 2),
     ]
-    assert [name for name, _, _ in counts[2:]] == ["otel.sdk.exporter.span.exported"]
+    others = [name for name, _, _ in counts[2:]]
+    assert others == ["otel.sdk.exporter.span.exported", "otel.sdk.exporter.log.exported"]
 
 
 def test_what_the_receiver_says_stands_on_one_line_of_the_log(receiver, uplink_to, caplog):

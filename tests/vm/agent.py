@@ -25,6 +25,8 @@ class Agent:
             "export.interval=2s",
             "export.otlp.metrics.enabled=false",
             "export.otlp.traces.enabled=false",
+            "export.otlp.logs.enabled=false",
+            "state.path=none",
             *settings,
         )
         self.process: Process | None = None

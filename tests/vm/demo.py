@@ -56,6 +56,7 @@ class Demo:
             "export.file.path": self.exported.path,
             "export.otlp.metrics.enabled": "false",
             "export.otlp.traces.enabled": "false",
+            "export.otlp.logs.enabled": "false",
             "sources.infiniband.interval": "500ms",
         }
         argv = [Path(sys.prefix) / "bin" / "fabrictap", "run"]
@@ -101,6 +102,7 @@ class Demo:
     def remote_read(self) -> None:
         self.screen.step("RDMA READ: ib_read_bw takes data out of a process that does nothing")
         count = 600 * self.factor
+        before = self.dark(SERVER)
         moved, on_wire, ran = self.show("ib_read_bw", SERVER, "-n", str(count), "-s", str(MESSAGE))
         flow = self.expect(moved, "ib_read_bw", "rdma_read")
         victim = f"ib_read_bw({ran.server_pid})"
@@ -115,6 +117,12 @@ class Demo:
         )
         # AETH, on the first and the last packet of each answer (IBTA volume 1, 9.4.4).
         self.screen.compare(flow.bytes, on_wire[SERVER], 8 * count, "to acknowledge each request")
+        enough = 0.98 * flow.bytes
+        self.wait(lambda: self.dark(SERVER) - before >= enough, 10, "what was taken is not called dark")
+        self.screen.notice(
+            f"fabrictap on {SERVER} alone says so: {self.dark(SERVER) - before:,} bytes left that port "
+            f"that no process there asked for (rdma.port.dark.io); on {CLIENT}, {self.dark(CLIENT):,}."
+        )
         # It is gone by now: at its largest.
         open_to_reads: dict[str, float] = {}
         for point in self.exported.points:
@@ -215,6 +223,13 @@ class Demo:
         if len(found) != 1:
             raise UnexpectedError(f"{len(found)} flows of {operation} by {tool} instead of one: {moved}")
         return found[0]
+
+    def dark(self, device: str) -> int:
+        """Bytes that left a port and that no process asked for."""
+        attributes = {"hw.id": PORTS[device], "network.io.direction": "transmit"}
+        return sum(
+            int(point.value) for point in self.exported.now("rdma.port.dark.io") if point.has(attributes)
+        )
 
     def next_exports(self, count: int) -> None:
         """Wait until whatever has happened by now has been exported."""

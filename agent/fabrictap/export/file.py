@@ -15,7 +15,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from fabrictap import config
-from fabrictap.export.otlpjson import metrics_line, spans_line
+from fabrictap.export.otlpjson import logs_line, metrics_line, spans_line
 from fabrictap.export.outbox import Delivered, Outbox, Outcome, Refused, Request
 from fabrictap.export.signals import Signal
 
@@ -109,7 +109,11 @@ class FileSink:
         self._said = ""
         self.outboxes = {
             signal: Outbox(f"file-{signal.value}", queue, functools.partial(self._deliver, encode))
-            for signal, encode in ((Signal.METRICS, metrics_line), (Signal.TRACES, spans_line))
+            for signal, encode in (
+                (Signal.METRICS, metrics_line),
+                (Signal.TRACES, spans_line),
+                (Signal.LOGS, logs_line),
+            )
         }
 
     def close(self) -> None:

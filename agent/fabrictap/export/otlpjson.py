@@ -59,6 +59,21 @@ def spans_line(body: bytes) -> bytes:
     return _line(tree)
 
 
+def logs_line(body: bytes) -> bytes:
+    """A serialized ExportLogsServiceRequest as one line."""
+    # Most nodes have nothing to tell of.
+    from opentelemetry.proto.collector.logs.v1.logs_service_pb2 import (  # noqa: PLC0415
+        ExportLogsServiceRequest,
+    )
+
+    tree = _tree(ExportLogsServiceRequest.FromString(body))
+    for resource in tree.get("resourceLogs", ()):
+        for scope in resource.get("scopeLogs", ()):
+            for record in scope.get("logRecords", ()):
+                _ids_to_hex(record)
+    return _line(tree)
+
+
 def _number_point(point: NumberDataPoint) -> dict[str, Any]:
     """One point, as protobuf writes it: zero is left out where the field is not in a oneof."""
     made: dict[str, Any] = {}

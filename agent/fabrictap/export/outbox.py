@@ -1,8 +1,8 @@
 """A bounded queue of serialized requests with one thread that delivers them in order.
 
-The queue belongs to one signal. ``put`` never blocks. While the other side is away the requests stay in
-the queue, kept compressed; when it is full the oldest goes and is counted. One request is under way at
-a time, so order holds.
+The queue belongs to one signal. ``put`` never blocks on the other side. While that is away the requests stay
+in the queue, kept compressed; while it takes them they only pass through. When the queue is full the oldest
+goes and is counted. One request is under way at a time, so order holds.
 """
 
 from __future__ import annotations
@@ -20,6 +20,8 @@ log = logging.getLogger(__name__)
 #: error.type of requests that were dropped because the queue was full, or because the agent stopped.
 QUEUE_FULL = "queue_full"
 SHUTDOWN = "shutdown"
+#: Seconds that one delivery takes at most where the other side is there; from then on what waits is packed.
+PROMPT = 1.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,6 +121,9 @@ class Outbox:
         self._waiting: deque[_Held] = deque()
         self._under_way: _Held | None = None
         self._not_before = 0.0
+        #: Since when one is under way, and whether the last one came back.
+        self._began = 0.0
+        self._away = False
         self._closed = False
         self._thread = threading.Thread(target=self._run, name=f"fabrictap-{name}", daemon=True)
 
@@ -133,9 +138,13 @@ class Outbox:
 
     def put(self, request: Request) -> None:
         held = _Held(request.body, request.items)
-        if self.pending:
+        if slow := self._slow:
             held.pack()
         with self._changed:
+            if slow:
+                # Those of the export whose delivery began to take long.
+                for other in self._waiting:
+                    other.pack()
             if self._closed:
                 self.stats.add(held.items, SHUTDOWN)
                 return
@@ -143,6 +152,13 @@ class Outbox:
             while len(self._waiting) > self._capacity:
                 self.stats.add(self._waiting.popleft().items, QUEUE_FULL)
             self._changed.notify_all()
+
+    @property
+    def _slow(self) -> bool:
+        """Whether what is put now is going to wait for longer than a delivery."""
+        with self._changed:
+            stuck = self._under_way is not None and time.monotonic() - self._began > PROMPT
+            return self._away or stuck
 
     def flush(self, timeout: float) -> bool:
         """Try what waits at once, back-off or not, for at most ``timeout`` seconds. True when all is out."""
@@ -180,15 +196,21 @@ class Outbox:
                 wait = self._not_before - time.monotonic()
                 if self._waiting and wait <= 0:
                     self._under_way = self._waiting.popleft()
+                    self._began = time.monotonic()
                     return self._under_way
                 self._changed.wait(wait if self._waiting else None)
             return None
 
     def _settle(self, held: _Held, outcome: Outcome) -> None:
-        if isinstance(outcome, Later):
+        away = isinstance(outcome, Later)
+        if away:
             held.pack()
         with self._changed:
             self._under_way = None
+            if away and not self._away:
+                for other in self._waiting:
+                    other.pack()
+            self._away = away
             if isinstance(outcome, Delivered):
                 self.stats.add(held.items - outcome.rejected)
                 self.stats.add(outcome.rejected, "rejected")

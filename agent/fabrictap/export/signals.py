@@ -17,10 +17,15 @@ class Signal(enum.Enum):
 
     METRICS = "metrics"
     TRACES = "traces"
+    LOGS = "logs"
 
 
-_COUNTED_BY = {Signal.METRICS: catalog.POINTS_EXPORTED, Signal.TRACES: catalog.SPANS_EXPORTED}
-_ITEM = {Signal.METRICS: "metric", Signal.TRACES: "span"}
+_COUNTED_BY = {
+    Signal.METRICS: catalog.POINTS_EXPORTED,
+    Signal.TRACES: catalog.SPANS_EXPORTED,
+    Signal.LOGS: catalog.LOGS_EXPORTED,
+}
+_ITEM = {Signal.METRICS: "metric", Signal.TRACES: "span", Signal.LOGS: "log"}
 
 
 class ExportStats:

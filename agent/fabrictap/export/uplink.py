@@ -28,6 +28,7 @@ _LONGEST_DETAILS = 300
 _METHODS = {
     Signal.METRICS: "/opentelemetry.proto.collector.metrics.v1.MetricsService/Export",
     Signal.TRACES: "/opentelemetry.proto.collector.trace.v1.TraceService/Export",
+    Signal.LOGS: "/opentelemetry.proto.collector.logs.v1.LogsService/Export",
 }
 _COMPRESSIONS = {"gzip": message.GZIP, "none": message.IDENTITY}
 
@@ -42,7 +43,21 @@ def _partial_traces(response: bytes) -> tuple[int, str]:
     return partial.rejected_spans, partial.error_message
 
 
-_PARTIAL_SUCCESS = {Signal.METRICS: _partial_metrics, Signal.TRACES: _partial_traces}
+def _partial_logs(response: bytes) -> tuple[int, str]:
+    # Most nodes have nothing to tell of.
+    from opentelemetry.proto.collector.logs.v1.logs_service_pb2 import (  # noqa: PLC0415
+        ExportLogsServiceResponse,
+    )
+
+    partial = ExportLogsServiceResponse.FromString(response).partial_success
+    return partial.rejected_log_records, partial.error_message
+
+
+_PARTIAL_SUCCESS = {
+    Signal.METRICS: _partial_metrics,
+    Signal.TRACES: _partial_traces,
+    Signal.LOGS: _partial_logs,
+}
 
 
 class _Sender:
@@ -148,7 +163,8 @@ class Uplink:
         self._channels = endpoints.Channels()
         self._senders: list[_Sender] = []
         self.outboxes: dict[Signal, Outbox] = {}
-        for signal, settings in ((Signal.METRICS, otlp.metrics), (Signal.TRACES, otlp.traces)):
+        wanted = ((Signal.METRICS, otlp.metrics), (Signal.TRACES, otlp.traces), (Signal.LOGS, otlp.logs))
+        for signal, settings in wanted:
             if not settings.enabled:
                 continue
             sender = _Sender(

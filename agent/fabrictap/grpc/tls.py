@@ -6,6 +6,7 @@ import errno
 import select
 import socket
 import ssl
+from collections.abc import Sequence
 
 from fabrictap.grpc.transport import Transport
 from fabrictap.grpc.waiting import Deadline, Interrupt
@@ -48,6 +49,9 @@ def _naming(error: OSError, file: str | None) -> OSError:
 class TlsTransport(Transport):
     """A connection with TLS on it."""
 
+    # Each write is a record of its own, with a header and a tag.
+    gathers = False
+
     def __init__(self, secured: ssl.SSLSocket, interrupt: Interrupt) -> None:
         super().__init__(secured, interrupt)
         # Reading may have to write first and the other way around, when keys are changed.
@@ -64,10 +68,10 @@ class TlsTransport(Transport):
             self._read_wants_write = True
             return None
 
-    def send(self, data: memoryview) -> int:
+    def send(self, pieces: Sequence[memoryview]) -> int:
         self._write_wants_read = False
         try:
-            return super().send(data)
+            return self._socket.send(pieces[0])
         except ssl.SSLWantWriteError:
             return 0
         except ssl.SSLWantReadError:

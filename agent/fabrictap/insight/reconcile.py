@@ -7,7 +7,8 @@ For each port and direction, in every interval between two readings of the port'
 - attributed = what local processes posted that moves in this direction: sends and writes out, reads in.
 - dark = payload that is surely there less all that was attributed until now. A peer that pulls memory out
   with RDMA READ, or that pushes into it with RDMA WRITE, and work queue entries that no library saw make it.
-- uncertain = the difference between the bounds: it may be header or payload.
+- uncertain = the difference between the bounds: it may be header or payload. So may be what leaves while this
+  node's own requests are sent again: no driver tells how many bytes that takes.
 
 Posts are counted when they are posted, packets when they move; so all that was posted before a reading is
 taken off what the reading says, and dark never has to be taken back. What was posted and never moved (a queue
@@ -34,6 +35,8 @@ _IB_GLOBAL = _IB_LOCAL + 40
 #: An acknowledgement or read response has an AETH; a peer's request at most RETH and immediate data, or an
 #: AtomicETH.
 _ANSWER, _REQUEST = 4, 28
+#: Readings for which requests that were sent again may still move bytes.
+_RETRY_SHOWS = 2
 #: Readings without a packet after which what was posted and did not move is written off.
 _QUIET = 5
 #: What may always be posted and still on its way.
@@ -74,6 +77,10 @@ class _Side:
     dark: int = 0
     #: What was posted in the last two intervals.
     recent: tuple[int, int] = (0, 0)
+    #: Requests sent again until now, for how many intervals more that may show, and what it made uncertain.
+    retries: int = 0
+    retrying: int = 0
+    resent: int = 0
     quiet: int = 0
     method: str = ""
     series: list[Series] = field(default_factory=list)
@@ -107,7 +114,7 @@ class Reconciler:
                         side.since_ns,
                         side.attributed,
                         side.dark,
-                        side.high - side.low,
+                        side.high - side.low + side.resent,
                     )
                 )
         return found
@@ -140,7 +147,7 @@ class Reconciler:
             # Where the counting begins, or begins anew.
             if side is not None:
                 self._end(key)
-            self._sides[key] = _Side(reading.time_ns, moved, posted)
+            self._sides[key] = _Side(reading.time_ns, moved, posted, retries=reading.retries)
             return
         size, packets = moved[0] - side.moved[0], moved[1] - side.moved[1]
         frames = None if moved[2] is None or side.moved[2] is None else moved[2] - side.moved[2]
@@ -159,7 +166,12 @@ class Reconciler:
         side.moved, side.posted = moved, posted
         side.quiet = 0 if packets or asked or room else side.quiet + 1
         surplus = side.low - side.explained
-        if surplus > side.dark:
+        side.retrying = _RETRY_SHOWS if reading.retries > side.retries else max(0, side.retrying - 1)
+        side.retries = reading.retries
+        if surplus > side.dark and out and side.retrying:
+            side.resent += surplus - side.dark
+            side.explained += surplus - side.dark
+        elif surplus > side.dark:
             side.dark = surplus
         else:
             # Old posts must not explain new traffic for ever. Some may still be on their way; those that
@@ -206,7 +218,7 @@ class Reconciler:
                 self._series.series(metric, attributes, now_ns, side.since_ns)
                 for metric in (catalog.PORT_ATTRIBUTED, catalog.PORT_DARK, catalog.PORT_UNCERTAIN)
             ]
-        totals = (side.attributed, side.dark, side.high - side.low)
+        totals = (side.attributed, side.dark, side.high - side.low + side.resent)
         for series, total in zip(side.series, totals, strict=True):
             series.set(total, now_ns)
 

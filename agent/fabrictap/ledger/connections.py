@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from datetime import datetime, timezone
@@ -13,6 +14,8 @@ from fabrictap.ledger.processes import Process, Processes
 
 #: QP types that are bound to one peer.
 CONNECTED = frozenset({"rc", "uc", "xrc_ini", "xrc_tgt"})
+#: Ended connections, and processes that made some, which are kept for who watches.
+_MOST_TOLD = 4096
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,6 +124,9 @@ class Connections:
         self._arrived: dict[Connection, None] = {}
         #: What has changed, for who exports it; of those that have ended, what was exported before.
         self._changed: set[Connection] = set()
+        #: For who watches: what has ended, the oldest forgotten, and how many each process has made.
+        self._ended: deque[Connection] = deque(maxlen=_MOST_TOLD)
+        self._made: dict[int, int] = {}
 
     def __len__(self) -> int:
         return len(self._connections)
@@ -134,6 +140,21 @@ class Connections:
     def of_process(self, pid: int) -> list[Connection]:
         """The connections of a process."""
         return list(self._of_pid.get(pid, ()))
+
+    def count_of(self, pid: int) -> int:
+        """How many connections a process has."""
+        return len(self._of_pid.get(pid, ()))
+
+    def take_ended(self) -> list[Connection]:
+        """The connections that have ended since the last call, the newest of them."""
+        ended = list(self._ended)
+        self._ended.clear()
+        return ended
+
+    def take_made(self) -> dict[int, int]:
+        """How many connections each process has made since the last call; those that netlink listed not."""
+        made, self._made = self._made, {}
+        return made
 
     def pids(self) -> Iterable[int]:
         """The processes that have connections."""
@@ -158,6 +179,10 @@ class Connections:
         self._connections[(connection.device, connection.qpn)] = connection
         if connection.pid is not None:
             self._of_pid.setdefault(connection.pid, {})[connection] = None
+            if connection.origin == "probe" and (
+                connection.pid in self._made or len(self._made) < _MOST_TOLD
+            ):
+                self._made[connection.pid] = self._made.get(connection.pid, 0) + 1
         self._arrived[connection] = None
         self._changed.add(connection)
         connection.tell_changes(self._changed)
@@ -211,6 +236,7 @@ class Connections:
                 del self._of_pid[connection.pid or 0]
         self.listed -= connection.listed
         connection.unlist(now_ns)
+        self._ended.append(connection)
         if connection.status is None:
             # Nobody has heard of it: what comes and goes between two exports is not kept for the next.
             self._changed.discard(connection)

@@ -64,6 +64,19 @@ class FlowId:
         return FlowId(digest(b"trace", 16), digest(b"send", 8), digest(b"recv", 8), exact)
 
 
+#: Most events that a flow remembers, and a window too; the first are kept.
+MAX_EVENTS = 32
+
+
+@dataclass(frozen=True, slots=True)
+class SpanEvent:
+    """Something that happened to a flow. ``time_ns``: nanoseconds since the epoch."""
+
+    name: str
+    time_ns: int
+    attributes: Mapping[str, AttributeValue]
+
+
 @dataclass(slots=True, eq=False)
 class Flow:
     """One live flow. ``baseline`` and ``window`` hold the posted totals at its start and its window's."""
@@ -77,6 +90,15 @@ class Flow:
     baseline: dict[str, tuple[int, int]]
     window: dict[str, tuple[int, int]]
     windows: int = 0
+    #: What happened since its start, and since its window's.
+    events: list[SpanEvent] = field(default_factory=list)
+    window_events: list[SpanEvent] = field(default_factory=list)
+
+    def remember(self, event: SpanEvent) -> None:
+        """Have ``event`` on the spans of this window and of the whole flow, as far as there is room."""
+        for events in (self.events, self.window_events):
+            if len(events) < MAX_EVENTS:
+                events.append(event)
 
     @property
     def span_id(self) -> bytes:
@@ -96,6 +118,7 @@ class FinishedSpan:
     attributes: dict[str, AttributeValue]
     sender: bool
     links: tuple[tuple[bytes, bytes], ...] = field(default=())
+    events: tuple[SpanEvent, ...] = field(default=())
 
 
 class Flows:
@@ -158,6 +181,7 @@ class Flows:
                 attributes,
                 flow.role == "sender",
                 links,
+                tuple(flow.events),
             )
         )
 
@@ -190,8 +214,11 @@ class Flows:
                 max(now_ns, flow.window_start_ns),
                 self._attributes(flow, flow.window),
                 flow.role == "sender",
+                (),
+                tuple(flow.window_events),
             )
         )
+        flow.window_events.clear()
         flow.window = _totals(flow.connection, flow.role)
         flow.window_start_ns = now_ns
 

@@ -92,6 +92,10 @@ class Gpus:
         if gpu in self._gpus:
             self._users[gpu] = frozenset(pids)
 
+    def users(self, gpu: str) -> frozenset[int]:
+        """The processes that use the GPU."""
+        return self._users.get(gpu, frozenset())
+
     def pids(self) -> set[int]:
         """The processes that use a GPU."""
         return {pid for users in self._users.values() for pid in users}

@@ -24,6 +24,8 @@ class PortTraffic:
     software: bool
     #: The largest frame that the interface sends, with its Ethernet header.
     frame: int
+    #: How often this node's requests had to be sent again, as far as the driver counts it.
+    retries: int
     moved: dict[str, Moved]
 
 

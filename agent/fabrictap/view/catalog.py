@@ -14,10 +14,14 @@ _INTRODUCTION = (
     "Counters and UpDownCounters are cumulative sums. An attribute that cannot be known is absent, never",
     "empty or guessed, and so is a metric. A series ends with a point flagged *no recorded value*.",
 )
+_EVENTS = (
+    "Events with attributes are exported as OTLP log events and stand on the span of the flow concerned.",
+    "All are kept in the recording.",
+)
 
 
 def markdown() -> str:
-    """Metrics, spans and attributes as Markdown tables; docs/catalog.md is this."""
+    """Metrics, spans, findings and attributes as Markdown tables; docs/catalog.md is this."""
     lines = ["# What fabrictap exports", "", *_INTRODUCTION, "", "## Metrics", ""]
     lines += ["| name | kind | unit | meaning | attributes | defined by |", "|---|---|---|---|---|---|"]
     for metric in catalog.exported():
@@ -28,6 +32,21 @@ def markdown() -> str:
     lines += ["", "## Spans", "", "| name | meaning | attributes |", "|---|---|---|"]
     for span in catalog.spans():
         lines.append(f"| `{span.name}` | {_cell(span.description)} | {_names(span.attributes)} |")
+    lines += [
+        "",
+        "## Findings",
+        "",
+        "| name | meaning | why it may be wrong | what to do |",
+        "|---|---|---|---|",
+    ]
+    for finding in catalog.findings():
+        lines.append(
+            f"| `{finding.name}` | {_cell(finding.description)} | {_cell(finding.doubt)} "
+            f"| {_cell(finding.advice)} |"
+        )
+    lines += ["", "## Events", "", *_EVENTS, "", "| name | meaning | attributes |", "|---|---|---|"]
+    for event in catalog.events():
+        lines.append(f"| `{event.name}` | {_cell(event.description)} | {_names(event.attributes)} |")
     lines += ["", "## Attributes", "", "| name | type | meaning | values |", "|---|---|---|---|"]
     for attribute in catalog.attributes():
         values = ", ".join(f"`{value}`" for value in attribute.values)
@@ -38,7 +57,7 @@ def markdown() -> str:
 
 
 def as_json() -> str:
-    """The same as one JSON object with the lists metrics, spans and attributes."""
+    """The same as one JSON object with the lists metrics, spans, findings, events and attributes."""
     content: dict[str, list[dict[str, Any]]] = {
         "metrics": [
             {
@@ -58,6 +77,23 @@ def as_json() -> str:
                 "attributes": [attribute.name for attribute in span.attributes],
             }
             for span in catalog.spans()
+        ],
+        "findings": [
+            {
+                "name": finding.name,
+                "description": finding.description,
+                "doubt": finding.doubt,
+                "advice": finding.advice,
+            }
+            for finding in catalog.findings()
+        ],
+        "events": [
+            {
+                "name": event.name,
+                "description": event.description,
+                "attributes": [attribute.name for attribute in event.attributes],
+            }
+            for event in catalog.events()
         ],
         "attributes": [
             {

@@ -127,16 +127,20 @@ def summary(config: Config) -> Iterator[tuple[int, str]]:
         yield logging.WARNING, f"  missing: {', '.join(names)} ({found}): {cost}"
     otlp = config.export.otlp
     signals: dict[str, list[str]] = {}
-    for name, signal in (("metrics", otlp.metrics), ("traces", otlp.traces)):
+    for name, signal in (("metrics", otlp.metrics), ("traces", otlp.traces), ("logs", otlp.logs)):
         if signal.enabled:
             signals.setdefault(signal.endpoint, []).append(name)
-    ways = [f"{' and '.join(names)} to {endpoint}" for endpoint, names in signals.items()]
+    ways = [f"{_list(names)} to {endpoint}" for endpoint, names in signals.items()]
     if config.export.file.path is not None:
         ways.append(f"all to the file {config.export.file.path}")
     if ways:
         yield logging.INFO, f"  exports every {config.export.interval:g}s: {'; '.join(ways)}"
     else:
         yield logging.WARNING, "  exports nothing: export.otlp is off and export.file.path is not set"
+
+
+def _list(names: list[str]) -> str:
+    return " and ".join([*([", ".join(names[:-1])] if names[:-1] else []), names[-1]])
 
 
 def _kernel() -> Check:

@@ -79,6 +79,23 @@ _DIRECTIONS = {
 }
 
 
+#: Counters of drivers that move when a request of this node is sent again (mlx5: Documentation/networking/
+#: device_drivers/ethernet/mellanox/mlx5/counters.rst and "Understanding mlx5 Linux Counters"; rdma_rxe:
+#: rxe_hw_counters.c): acknowledgement timeouts, sequence and receiver-not-ready NAKs that came in.
+RETRIES = frozenset(
+    {
+        "local_ack_timeout_err",
+        "packet_seq_err",
+        "implied_nak_seq_err",
+        "rnr_nak_retry_err",
+        "roce_adp_retrans",
+        "completer_retry_err",
+        "rcvd_seq_err",
+        "rcvd_rnr_err",
+    }
+)
+
+
 @dataclass(frozen=True, slots=True)
 class File:
     """One counter file: its directory (counters, counters_ext or hw_counters) and its name."""

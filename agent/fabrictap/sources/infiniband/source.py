@@ -17,7 +17,8 @@ from fabrictap.ledger import Ledger
 from fabrictap.ledger.devices import Device, Port
 from fabrictap.series import AttributeValue, Series, SeriesTable
 from fabrictap.sources import SourceUnavailable
-from fabrictap.sources.infiniband.sysfs import DeviceTree, PortTree, parse_rate, parse_state, scan
+from fabrictap.sources.infiniband.links import Link
+from fabrictap.sources.infiniband.sysfs import DeviceTree, scan
 from fabrictap.sources.infiniband.traffic import TrafficCounters
 from fabrictap.sources.infiniband.watch import Changes, Watch, port_attributes, port_id
 
@@ -25,22 +26,10 @@ _ACTIVE = "active"
 
 
 @dataclass(frozen=True, slots=True)
-class Link:
-    """Link of a port: ``state`` as the kernel names it, lower case; ``rate`` in bytes per second."""
-
-    device: DeviceTree
-    port: PortTree
-    state: str | None
-    rate: int | None
-    #: Of the interface that counts for a software device, in bytes.
-    mtu: int | None = None
-
-
-@dataclass(frozen=True, slots=True)
 class Sample:
     """One pass over all devices; what the counters said is where they were read."""
 
-    links: list[Link] = field(default_factory=list)
+    links: tuple[Link, ...] = ()
     changes: Changes = field(default_factory=Changes)
     devices: tuple[DeviceTree, ...] = ()
 
@@ -74,7 +63,7 @@ class Infiniband:
         self._ledger_traffic = ledger.traffic
         self._traffic = TrafficCounters()
         self._trees: dict[str, DeviceTree] = {}
-        self._shown: list[Link] = []
+        self._shown: tuple[Link, ...] = ()
         self._links: dict[tuple[str, str], Series] = {}
 
     def open(self) -> None:
@@ -94,18 +83,7 @@ class Infiniband:
         if not devices and not before:
             raise self._unavailable()
         # that the last device has gone is a sample, once: fold takes out what it had
-        links = [
-            Link(
-                device,
-                port,
-                self._watch.text(f"{port.path}/state", parse_state, now),
-                self._watch.text(f"{port.path}/rate", parse_rate, now),
-                None if port.statistics is None else self._watch.mtu(port.statistics, now),
-            )
-            for device in devices
-            for port in device.ports
-        ]
-        return Sample(links, changes, devices)
+        return Sample(self._watch.links(now), changes, devices)
 
     def fold(self, sample: Sample, now_ns: int) -> None:
         """Put a sample into series and ledger."""
@@ -120,10 +98,11 @@ class Infiniband:
             self._traffic.add(counter, series)
         self._watch.fold(self._table.ring, now_ns)
         self._ledger_traffic.ports = self._traffic.readings(sample.links, now_ns)
-        if sample.links != self._shown:
+        # The same object while nothing has changed.
+        if sample.links is not self._shown:
             self._fold_links(sample.links, now_ns)
+            self._fold_devices(sample)
             self._shown = sample.links
-        self._fold_devices(sample)
 
     def sample_fast(self) -> None:
         """Read the traffic counters once."""
@@ -132,6 +111,14 @@ class Infiniband:
     def fold_fast(self, now_ns: int) -> None:
         """Put them into their series."""
         self._watch.fold(self._table.ring, now_ns, fast=True)
+
+    def rest(self, until: float, interval: float) -> int:
+        """Read the traffic counters every ``interval`` s until ``until``, for their peaks."""
+        return self._watch.rest(until, interval)
+
+    def wake(self) -> None:
+        """End a ``rest``."""
+        self._watch.wake()
 
     def close(self) -> None:
         """Close every file."""
@@ -156,7 +143,7 @@ class Infiniband:
             )
         return SourceUnavailable(f"no RDMA device: {root} is empty; {hint}")
 
-    def _fold_links(self, links: list[Link], now_ns: int) -> None:
+    def _fold_links(self, links: tuple[Link, ...], now_ns: int) -> None:
         wanted: dict[tuple[str, str], tuple[Metric, dict[str, AttributeValue], int]] = {}
         for link in links:
             key = port_id(link.device, link.port)

@@ -6,41 +6,28 @@ A file that fails costs its own value: it is left alone for a while, longer each
 from __future__ import annotations
 
 import errno
-import io
 import logging
-import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from typing import TypeVar
 
 from fabrictap.catalog import NETWORK_IO, PORT_COUNTER, Metric
 from fabrictap.ext import counters
 from fabrictap.ext.ring import Ring
 from fabrictap.series import AttributeValue, Series
-from fabrictap.sources.infiniband.counters import HW_COUNTERS, classify, counts_bytes
-from fabrictap.sources.infiniband.sysfs import (
-    MAX_TEXT,
-    DeviceTree,
-    Identity,
-    PortTree,
-    Scan,
-    clean,
-    scan,
-)
+from fabrictap.sources.infiniband.counters import HW_COUNTERS, RETRIES, classify, counts_bytes
+from fabrictap.sources.infiniband.links import Link, Links
+from fabrictap.sources.infiniband.sysfs import DeviceTree, Identity, PortTree, Scan, scan
+from fabrictap.sources.infiniband.troubles import Backoff, Troubles, word
 
 _log = logging.getLogger(__name__)
 
 #: Failures in a row after which a counter is no longer reported, until it can be read again.
 FAILED_READS = 3
-#: Seconds: some virtual functions fill the kernel log with one line per failing read.
-_FIRST_DELAY = 1.0
-_LAST_DELAY = 300.0
+#: Seconds between two scans that take nothing of the one before for granted.
+_THOROUGH_SECONDS = 60.0
 #: What rdma.counter.name begins with where the interface below a software device counts.
 NETDEV = "netdev"
 _GONE = frozenset({errno.ENODEV, errno.ENOENT, errno.ENXIO})
-_WORDS = {counters.NOT_A_NUMBER: "not_a_number", counters.OVERFLOW: "overflow"}
-
-_T = TypeVar("_T")
 _Key = tuple[str, Identity, tuple[tuple[str, AttributeValue], ...]]
 
 
@@ -57,29 +44,13 @@ class Counter:
     metric: Metric
     attributes: tuple[tuple[str, AttributeValue], ...]
     scale: int = 1
+    #: Held against the traffic counters, and so read with them whether it moves or not.
+    prompt: bool = False
 
     @property
     def key(self) -> _Key:
         """Equal for the same file with the same meaning in two scans."""
         return self.path, self.identity, self.attributes
-
-
-@dataclass(slots=True)
-class Backoff:
-    """When a file that fails is tried again: after 1 s, doubling to 5 min."""
-
-    failures: int = 0
-    retry_at: float = 0.0
-
-    def due(self, now: float) -> bool:
-        return not self.failures or now >= self.retry_at
-
-    def fail(self, now: float) -> float:
-        """Count a failure. Returns the seconds to wait."""
-        delay = min(_FIRST_DELAY * 2.0 ** min(self.failures, 16), _LAST_DELAY)
-        self.failures += 1
-        self.retry_at = now + delay
-        return delay
 
 
 @dataclass(slots=True, eq=False)
@@ -90,14 +61,6 @@ class Watched:
     backoff: Backoff
     slot: int | None = None
     series: Series | None = None
-
-
-@dataclass(slots=True)
-class _Text:
-    """A small file that is kept open, closed with the object."""
-
-    file: io.FileIO | None = None
-    backoff: Backoff = field(default_factory=Backoff)
 
 
 @dataclass(slots=True)
@@ -118,61 +81,98 @@ class Watch:
         self.devices: tuple[DeviceTree, ...] = ()
         self._sysfs = sysfs
         self._wanted = wanted
-        self._errors = errors
+        self._troubles = Troubles(errors)
+        self._links = Links(self._troubles)
         self._files = counters.CounterFiles()
         self._counters: dict[_Key, Watched] = {}
         self._of_slot: dict[int, Watched] = {}
         #: Counters that failed last time, or could not be opened.
         self._failing: set[Watched] = set()
+        #: Counters whose file is not open, in the order in which they came.
+        self._unopened: dict[Watched, None] = {}
         self._changes = Changes()
-        self._texts: dict[str, _Text] = {}
-        self._problems: set[tuple[str, str]] = set()
+        self._scan = Scan()
+        #: Device -> its tree and the counters that were made of it.
+        self._of_device: dict[str, tuple[DeviceTree, dict[_Key, Counter]]] = {}
+        self._thorough_at = 0.0
 
-    def rescan(self, now: float) -> None:
-        """Bring the open files in line with the tree."""
+    def rescan(self, now: float, *, thorough: bool = False) -> None:
+        """Bring the open files in line with the tree.
+
+        What hardly changes while a device stays, its firmware say, is read again when this is ``thorough``,
+        which it is by itself each minute.
+        """
+        thorough = thorough or now >= self._thorough_at
+        if thorough:
+            self._thorough_at = now + _THOROUGH_SECONDS
         try:
-            found = scan(self._sysfs, self._wanted)
+            found = scan(self._sysfs, self._wanted, None if thorough else self._scan)
         except OSError as error:
             found = Scan()
             if error.errno != errno.ENOENT:
-                found.problems.add((f"{self._sysfs}/class/infiniband", _word(error.errno or 0)))
-        for path, word in sorted(found.problems - self._problems):
-            self._count(word)
-            _log.warning("%s: %s; left out until that changes", path, word)
-        self._problems = found.problems
-        self.devices = tuple(found.devices)
-        wanted = {counter.key: counter for device in self.devices for counter in counters_of(device)}
+                found.problems.add((f"{self._sysfs}/class/infiniband", word(error.errno or 0)))
+        for path, problem in sorted(found.problems - self._scan.problems):
+            self._troubles.count(problem)
+            _log.warning("%s: %s; left out until that changes", path, problem)
+        # An equal tree is the same object, so that what was made of it need not be made again.
+        before = {tree.name: tree for tree in self.devices}
+        found.devices = [
+            known if (known := before.get(tree.name)) is not None and known == tree else tree
+            for tree in found.devices
+        ]
+        self._scan = found
+        unchanged = len(before) == len(found.devices) and all(
+            before.get(tree.name) is tree for tree in found.devices
+        )
+        if not unchanged:
+            self._take(found.devices)
+        for watched in list(self._unopened):
+            self._open(watched, now)
+
+    def _take(self, devices: list[DeviceTree]) -> None:
+        """Other devices than before: let go of the counters that are not theirs, open theirs."""
+        self.devices = tuple(devices)
+        wanted: dict[_Key, Counter] = {}
+        of_device: dict[str, tuple[DeviceTree, dict[_Key, Counter]]] = {}
+        for tree in devices:
+            known = self._of_device.get(tree.name)
+            if known is None or known[0] is not tree:
+                known = tree, {counter.key: counter for counter in counters_of(tree)}
+            of_device[tree.name] = known
+            wanted |= known[1]
+        self._of_device = of_device
         for key in self._counters.keys() - wanted.keys():
             self._drop(self._counters.pop(key))
         for key, counter in wanted.items():
-            watched = self._counters.get(key)
-            if watched is None:
+            if key not in self._counters:
                 watched = self._counters[key] = Watched(counter, Backoff())
-            self._open(watched, now)
-        ports = {port.path for device in self.devices for port in device.ports}
-        self._texts = {path: it for path, it in self._texts.items() if path.rpartition("/")[0] in ports}
+                self._unopened[watched] = None
 
     def read(self, now: float) -> Changes:
         """Read every counter once. A file that says its device has gone makes it look around first."""
         troubles = self._pass(now)
         if any(status in _GONE for _, status in troubles):
-            self.rescan(now)
+            self.rescan(now, thorough=True)
             troubles = self._pass(now)
         failed = {self._of_slot[slot]: status for slot, status in troubles}
         for watched in self._failing - failed.keys():
             if watched.slot is not None and watched.backoff.due(now):
-                self._succeeded(watched.backoff, watched.counter.path)
+                self._troubles.succeeded(watched.backoff, watched.counter.path)
                 self._failing.discard(watched)
                 if watched.series is None:
                     self._changes.started.append(watched)
         for watched, status in failed.items():
             self._failing.add(watched)
-            self._failed(watched.backoff, watched.counter.path, _word(status), now)
+            self._troubles.failed(watched.backoff, watched.counter.path, word(status), now)
             if watched.backoff.failures >= FAILED_READS:
                 self._stop(watched)
         changes, self._changes = self._changes, Changes()
         changes.started = [watched for watched in changes.started if watched not in failed]
         return changes
+
+    def links(self, now: float) -> tuple[Link, ...]:
+        """State, rate and MTU of every port."""
+        return self._links.read(self.devices, now)
 
     def read_fast(self) -> None:
         """Read the traffic counters only; what fails is seen by the next ``read``."""
@@ -182,37 +182,20 @@ class Watch:
         """Let a counter feed ``series``."""
         watched.series = series
         if watched.slot is not None:
-            self._files.bind(watched.slot, series, watched.counter.metric.rates)
+            counter = watched.counter
+            self._files.bind(watched.slot, series, counter.metric.rates, counter.prompt)
 
     def fold(self, ring: Ring, now_ns: int, *, fast: bool = False) -> None:
         """Put what was read into the series. Under the node's lock."""
         self._files.fold(ring, now_ns, fast)
 
-    def text(self, path: str, parse: Callable[[str], _T | None], now: float) -> _T | None:
-        """The parsed content of a small file; None where it cannot be had now."""
-        text = self._texts.setdefault(path, _Text())
-        backoff = text.backoff
-        if not backoff.due(now):
-            return None
-        try:
-            if text.file is None:
-                # O_NONBLOCK: what only looks like a file of sysfs, a FIFO say, must not hold the reader.
-                flags = os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK
-                text.file = os.fdopen(os.open(path, flags), "rb", buffering=0)
-            value = parse(clean(os.pread(text.file.fileno(), MAX_TEXT, 0)))
-        except OSError as error:
-            text.file = None
-            self._failed(backoff, path, _word(error.errno or 0), now)
-            return None
-        if value is None:
-            self._failed(backoff, path, "not_understood", now)
-        else:
-            self._succeeded(backoff, path)
-        return value
+    def rest(self, until: float, interval: float) -> int:
+        """Read the traffic counters every ``interval`` s until ``until``, a time of CLOCK_MONOTONIC."""
+        return self._files.rest(until, interval)
 
-    def mtu(self, statistics: str, now: float) -> int | None:
-        """The MTU of the interface whose counters are in ``statistics``."""
-        return self.text(f"{statistics.rpartition('/')[0]}/mtu", _parse_number, now)
+    def wake(self) -> None:
+        """End a ``rest`` of another thread."""
+        self._files.wake()
 
     def close(self) -> None:
         """Close every file."""
@@ -220,21 +203,25 @@ class Watch:
         self._counters.clear()
         self._of_slot.clear()
         self._failing.clear()
+        self._unopened.clear()
         self._changes = Changes()
-        self._texts.clear()
-        self._problems.clear()
+        self._links.close()
+        self._scan = Scan()
+        self._of_device.clear()
+        self._thorough_at = 0.0
         self.devices = ()
 
     def _open(self, watched: Watched, now: float) -> None:
-        if watched.slot is not None or not watched.backoff.due(now):
+        if not watched.backoff.due(now):
             return
         try:
             watched.slot = self._files.add(watched.counter.path, watched.counter.scale)
         except OSError as error:
             self._failing.add(watched)
-            self._failed(watched.backoff, watched.counter.path, _word(error.errno or 0), now)
+            self._troubles.failed(watched.backoff, watched.counter.path, word(error.errno or 0), now)
             return
         self._of_slot[watched.slot] = watched
+        del self._unopened[watched]
         if watched not in self._failing:
             self._changes.started.append(watched)
 
@@ -249,6 +236,7 @@ class Watch:
     def _drop(self, watched: Watched) -> None:
         self._stop(watched)
         self._failing.discard(watched)
+        self._unopened.pop(watched, None)
         if watched in self._changes.started:
             self._changes.started.remove(watched)
         if watched.slot is not None:
@@ -262,24 +250,6 @@ class Watch:
                 self._files.enable(watched.slot, watched.backoff.due(now))
         self._files.read()
         return self._files.troubles()
-
-    def _failed(self, backoff: Backoff, path: str, word: str, now: float) -> None:
-        self._count(word)
-        delay = backoff.fail(now)
-        if backoff.failures == 1:
-            _log.warning("%s: cannot be read: %s; tried again in %g s, then more rarely", path, word, delay)
-
-    def _succeeded(self, backoff: Backoff, path: str) -> None:
-        if backoff.failures:
-            backoff.failures = 0
-            _log.info("%s: can be read again", path)
-
-    def _count(self, word: str) -> None:
-        self._errors[word] = self._errors.get(word, 0) + 1
-
-
-def _parse_number(text: str) -> int | None:
-    return int(text) if text.isdecimal() and len(text) < 10 else None
 
 
 def port_id(device: DeviceTree, port: PortTree) -> str:
@@ -305,14 +275,17 @@ def counters_of(device: DeviceTree) -> Iterator[Counter]:
         meanings = classify(port.files)
         for file, meaning in meanings.items():
             path = f"{port.path}/{file.group}/{file.name}"
-            yield Counter(path, port.identity, meaning.metric, common + meaning.attributes, meaning.scale)
+            attributes = common + meaning.attributes
+            prompt = file.name in RETRIES
+            yield Counter(path, port.identity, meaning.metric, attributes, meaning.scale, prompt)
         if port.statistics is not None and not counts_bytes(meanings.values()):
             for name in ("tx_packets", "rx_packets"):
                 named = (("rdma.counter.name", f"{NETDEV}/{name}"),)
-                yield Counter(f"{port.statistics}/{name}", port.identity, PORT_COUNTER, common + named)
+                path = f"{port.statistics}/{name}"
+                yield Counter(path, port.identity, PORT_COUNTER, common + named, prompt=True)
             for name, direction in (("tx_bytes", "transmit"), ("rx_bytes", "receive")):
-                attributes = (("network.io.direction", direction), ("rdma.counter.source", "netdev"))
-                yield Counter(f"{port.statistics}/{name}", port.identity, NETWORK_IO, common + attributes)
+                sides = (("network.io.direction", direction), ("rdma.counter.source", "netdev"))
+                yield Counter(f"{port.statistics}/{name}", port.identity, NETWORK_IO, common + sides)
     # older efa shows the counters of its port on the device as well: counted once, as the port's
     taken = frozenset(file.name for port in device.ports for file in port.files if file.group == HW_COUNTERS)
     for file, meaning in classify(device.files, traffic=False, taken=taken).items():
@@ -324,7 +297,3 @@ def counters_of(device: DeviceTree) -> Iterator[Counter]:
             (("hw.id", device.name), *meaning.attributes),
             meaning.scale,
         )
-
-
-def _word(status: int) -> str:
-    return _WORDS.get(status) or errno.errorcode.get(status, f"errno_{status}")

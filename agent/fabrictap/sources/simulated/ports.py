@@ -262,6 +262,7 @@ def _traffic(one: _Port, now_ns: int) -> PortTraffic:
         one.port.link_layer,
         software=False,
         frame=_FRAME,
+        retries=0,
         moved={
             "transmit": (4 * values["port_xmit_data"], values["port_xmit_packets"], None),
             "receive": (4 * values["port_rcv_data"], values["port_rcv_packets"], None),

@@ -51,11 +51,11 @@ class Kind:
             return [(f"{name}_entry{walk}", False)]
         if name == "wr_complete":
             return [(name, False), (f"{name}_return", True)] if self.subtract else [(f"{name}_entry", False)]
-        if not self.returns:
-            return [] if name in EXPORTED else [(name, False)]  # the former tell nothing at their entry
-        if name == "create_ah":
-            return [(name, False), (f"{name}_return", True)]
-        return [(name, name == "qp_to_qp_ex")]
+        if name == "create_ah":  # tells nothing at its entry alone
+            return [(name, False), (f"{name}_return", True)] if self.returns else []
+        if name == "qp_to_qp_ex":
+            return [(name, True)] if self.returns else [(f"{name}_entry", False)]
+        return [(name, False)]
 
 
 @dataclass
@@ -178,12 +178,17 @@ def load_data(
     entries = max(16, min(MAX_POST_KEYS, post_memory // (POST_KEY_SIZE + POST_SIZE * possible_cpus())))
     try:
         probes = _load(
-            "verbs_data", wanted, "uprobe", event_buffer, configure=lambda o: o.resize("posts", entries)
+            "verbs_data", wanted, "uprobe", event_buffer, configure=lambda o: _configure(o, entries)
         )
     except BpfError as error:
         raise ProbesUnavailable(str(error)) from None
     probes.kind = kind
     return probes
+
+
+def _configure(loading: Object, entries: int) -> None:
+    loading.resize("posts", entries)
+    loading.prefer_uprobe_multi()
 
 
 @dataclass(frozen=True, slots=True)

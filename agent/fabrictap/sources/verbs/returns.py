@@ -54,17 +54,18 @@ def safe(objects: str) -> bool:
     release = tuple(int(part) for part in platform.release().split("-")[0].split(".")[:2] if part.isdigit())
     if platform.machine() != "x86_64" or release < _FIRST:
         return True
-    survived = _try(objects)
-    if not survived:
+    problem = _try(objects)
+    if problem is not None:
         _log.warning(
-            "this kernel's return probes kill processes with a seccomp filter, as containers have: posts are "
-            "counted at the entry, those that the provider refuses too, and datagrams without their peer. "
-            "Mended in Linux 6.14"
+            "return probes are not used: %s. Posts are counted at the entry, those that the provider refuses "
+            "too, and datagrams without their peer",
+            problem,
         )
-    return survived
+    return problem is None
 
 
-def _try(objects: str) -> bool:
+def _try(objects: str) -> str | None:
+    """What speaks against them; None if nothing does."""
     child = subprocess.Popen(
         [sys.executable, "-m", "fabrictap.sources.verbs.returns"],
         stdin=subprocess.PIPE,
@@ -76,7 +77,7 @@ def _try(objects: str) -> bool:
         assert child.stdout is not None
         place = child.stdout.readline().decode("utf-8", "replace").split(" ", 1)
         if len(place) != 2:
-            return False
+            return "the process on which they are tried does not start"
         probe = Object(objects)
         for name in probe.programs():
             # It finds no entry for this call, and does nothing.
@@ -87,14 +88,15 @@ def _try(objects: str) -> bool:
         )
         child.communicate(b"\n", _TIMEOUT_SECONDS)
     except (BpfError, OSError, ValueError, subprocess.TimeoutExpired) as error:
-        _log.debug("return probes could not be tried: %s", error)
-        return False
+        return f"they could not be tried: {error}"
     finally:
         child.kill()
         child.wait()
         if link is not None:
             link.close()
-    return child.returncode == 0
+    if child.returncode < 0:
+        return "this kernel kills processes with a seccomp filter for them (mended in Linux 6.14)"
+    return None if child.returncode == 0 else "the process on which they are tried failed"
 
 
 def main() -> int:

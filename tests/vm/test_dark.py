@@ -1,0 +1,81 @@
+"""Dark traffic: what a peer pulls out of a process that does nothing, held against every packet sent."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import pytest
+
+from otlp_json import Reader
+from vm.agent import Agent
+from vm.harness import Machine
+from vm.traffic import perftest
+from vm.truth import Truth
+
+#: Large enough that what does not count as payload for sure (4 B for each packet) is far below 2 %.
+STOLEN = ("ib_read_bw", "-n", "200", "-s", "65536")
+CLEAN = (
+    ("ib_write_bw", "-n", "100", "-s", "65536"),
+    ("ib_send_bw", "-n", "100", "-s", "65536"),
+    ("ib_atomic_bw", "-n", "50"),
+    ("ibv_ud_pingpong", "-n", "50", "-s", "1024"),
+)
+
+
+@dataclass(frozen=True)
+class Observed:
+    """What the agents of the victim (rxe0) and of the attacker (rxe1) exported before and after the theft."""
+
+    clean: dict[tuple[str, str, str], int]
+    after: dict[tuple[str, str, str], int]
+    left: int
+
+
+def balances(*exported: Reader) -> dict[tuple[str, str, str], int]:
+    """(metric, port, direction) -> bytes."""
+    return {
+        (name, str(point.attributes["hw.id"]), str(point.attributes["network.io.direction"])): int(
+            point.value
+        )
+        for reader in exported
+        for name in ("rdma.port.attributed.io", "rdma.port.dark.io", "rdma.port.uncertain.io")
+        for point in reader.now(name)
+    }
+
+
+@pytest.fixture(scope="module")
+def observed(machine: Machine, tmp_path_factory: pytest.TempPathFactory) -> Observed:
+    truth = Truth(machine, tmp_path_factory.mktemp("truth"))
+    victim = Agent(machine, "dark-victim", device="rxe0").start()
+    attacker = Agent(machine, "dark-attacker", device="rxe1").start()
+    for tool, *args in CLEAN:
+        perftest(machine, tool, *args)
+    clean = balances(victim.exports(3), attacker.exports(1))
+    perftest(machine, *STOLEN)
+    after = balances(victim.exports(3), attacker.exports(1))
+    victim.stop()
+    attacker.stop()
+    sent = truth.stop()
+    left = sum(one.read_responses for (device, _), one in sent.items() if device == "rxe0")
+    return Observed(clean, after, left)
+
+
+def test_nothing_is_dark_that_somebody_on_the_node_asked_for(observed: Observed) -> None:
+    dark = {key: size for key, size in observed.clean.items() if key[0] == "rdma.port.dark.io"}
+    assert ("rdma.port.dark.io", "rxe1/1", "transmit") in dark
+    assert {key: size for key, size in dark.items() if key[2] == "transmit" and size} == {}
+
+
+def test_what_a_peer_pulls_out_is_dark_within_two_percent(observed: Observed) -> None:
+    key = ("rdma.port.dark.io", "rxe0/1", "transmit")
+    dark = observed.after[key] - observed.clean[key]
+    asked = 200 * 65536
+    assert observed.left >= asked
+    assert 0.98 * asked <= dark <= observed.left
+
+
+def test_the_same_bytes_are_attributed_where_they_were_asked_for(observed: Observed) -> None:
+    key = ("rdma.port.attributed.io", "rxe1/1", "receive")
+    assert observed.after[key] - observed.clean[key] == 200 * 65536
+    dark = ("rdma.port.dark.io", "rxe1/1", "receive")
+    assert observed.after[dark] == observed.clean[dark]

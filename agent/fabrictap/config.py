@@ -13,7 +13,7 @@ import os
 import re
 import types
 import typing
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
 from typing import Any, Literal
 
@@ -371,7 +371,7 @@ def load(
     config = typing.cast(Config, _build(Config, tree, (), origin))
     _check(config)
     if config.sources.simulated.profile is not None:
-        _simulate(config, ring_path="ring.path" in origin)
+        _simulate(config, origin.keys())
     return config
 
 
@@ -385,15 +385,20 @@ def check_profile(name: str, source: str) -> None:
         raise ConfigError(f"{source}: expected one of {', '.join(NAMES)}, got {name!r}{hint}")
 
 
-def _simulate(config: Config, *, ring_path: bool) -> None:
-    """Nothing real is mixed with what is made up, and no real node's recording is replaced by one of it."""
+def _simulate(config: Config, given: Collection[str]) -> None:
+    """Nothing real is mixed with what is made up: no source, no recording, nothing that detectors remember.
+
+    ``given``: the keys that somebody has set.
+    """
     sources = config.sources
     for source in (sources.infiniband, sources.rdma_netlink, sources.verbs, sources.nvml):
         source.enabled = False
     sources.dcgm.enabled = "off"
     sources.kubelet.enabled = "off"
-    if not ring_path:
+    if "ring.path" not in given:
         config.ring.path = SIMULATED_RING
+    if "state.path" not in given:
+        config.state.path = None
 
 
 def parse_duration(text: str) -> Duration:

@@ -370,3 +370,34 @@ def test_columns_are_aligned_with_wide_and_combining_characters():
     assert text.plain("a\u202eb\ud800\u2028") == r"a\u202eb\ud800\u2028"
     assert text.moment(1 << 62) != text.moment(0) == "1970-01-01T00:00:00Z"
     assert text.moment((1 << 64) - 1) in ("-", text.moment((1 << 64) - 1))
+
+
+def test_snapshot_has_a_line_for_each_gpu_and_says_which_links_are_down(tmp_path):
+    path = tmp_path / "ring"
+    now = time.time_ns()
+    memory, table = rings.make(path, now_ns=now)
+    parent = {"hw.id": "GPU-1"}
+    named = parent | {"fabrictap.provider": "nvml"}
+    of_gpu = named | {"hw.type": "gpu"}
+    present = parent | {"gpu.index": 3, "hw.model": "H\x1b[2J"}
+    table.series(catalog.GPU_PRESENT, present, now).set(1, now)
+    table.series(catalog.GPU_PRESENT, {"hw.id": "MIG-1", "hw.parent": "GPU-1"}, now).set(1, now)
+    table.series(catalog.HW_STATUS, of_gpu | {"hw.state": "degraded"}, now).set(1, now)
+    table.series(catalog.GPU_POWER, of_gpu, now).set(312.5, now)
+    table.series(catalog.ERRORS, of_gpu | {"error.type": "xid_79"}, now).set(2, now)
+    for link, up in enumerate((1, 0, 1, 0)):
+        table.series(catalog.NVLINK_UP, named | {"gpu.nvlink.link": link}, now).set(up, now)
+    memory.tick(now + S)
+    page = fabrictap("snapshot", "--file", path).stdout
+    assert re.search(r"ports\n  none seen\n", page)  # errors of a GPU are no port's
+    assert re.search(
+        r"\n  3 +H\\x1b\[2J +degraded +312W +xid_79 2 +GPU-1\n  3 +MIG device +- +- +none +MIG-1\n", page
+    )
+    assert "  GPU 3: NVLink 1, 3 of 4 down\n" in page
+    picture = json.loads(fabrictap("snapshot", "--json", "--file", path).stdout)
+    assert [(gpu["gpu"], gpu["index"], gpu["parent"]) for gpu in picture["gpus"]] == [
+        ("GPU-1", 3, None),
+        ("MIG-1", None, "GPU-1"),
+    ]
+    assert picture["gpus"][0]["errors"] == {"xid_79": 2}
+    assert picture["simulated"] is False

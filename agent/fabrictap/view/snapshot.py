@@ -194,7 +194,16 @@ def _gpus(now: list[_Now]) -> list[dict[str, Any]]:
             continue
         who = one.attribute("hw.id")
         gpu = gpus.setdefault(
-            who, {"gpu": who, "index": None, "model": None, "state": None, "errors": {}, "values": []}
+            who,
+            {
+                "gpu": who,
+                "index": None,
+                "parent": None,
+                "model": None,
+                "state": None,
+                "errors": {},
+                "values": [],
+            },
         )
         if errors:
             if series.value and one.attribute("gpu.ecc.span") != "aggregate":
@@ -202,7 +211,8 @@ def _gpus(now: list[_Now]) -> list[dict[str, Any]]:
                 gpu["errors"][kind] = gpu["errors"].get(kind, 0) + series.value
             continue
         if name == catalog.GPU_PRESENT.name:
-            gpu["index"], gpu["model"] = (series.attributes.get(key) for key in ("gpu.index", "hw.model"))
+            for key, attribute in (("index", "gpu.index"), ("parent", "hw.parent"), ("model", "hw.model")):
+                gpu[key] = series.attributes.get(attribute)
         if name == catalog.HW_STATUS.name and series.value:
             gpu["state"] = one.attribute("hw.state")
         rest = {
@@ -318,24 +328,13 @@ def _page(picture: Mapping[str, Any], top: list[Connection], now_ns: int) -> Ite
 def _port_lines(ports: list[dict[str, Any]]) -> list[str]:
     if not ports:
         return ["none seen"]
-    rows = [
-        [
-            "PORT",
-            "IFACE",
-            "STATE",
-            "LINK",
-            "IN/s",
-            "OUT/s",
-            "IN PEAK",
-            "OUT PEAK",
-            "DARK IN/s",
-            "DARK OUT/s",
-            "ERRORS",
-        ]
-    ]
+    reconciled = any(port["dark"] for port in ports)
+    heads = ["PORT", "IFACE", "STATE", "LINK", "IN/s", "OUT/s", "IN PEAK", "OUT PEAK"]
+    heads += ["DARK IN/s", "DARK OUT/s"] if reconciled else []
+    rows = [[*heads, "ERRORS"]]
     for port in ports:
         ways = [port["receive"] or {}, port["transmit"] or {}]
-        darks = [port["dark"].get(name, {}) for name in ("receive", "transmit")]
+        darks = [port["dark"].get(name, {}) for name in ("receive", "transmit")] if reconciled else []
         state = port["state"] or UNKNOWN
         rows.append(
             [
@@ -350,7 +349,7 @@ def _port_lines(ports: list[dict[str, Any]]) -> list[str]:
                 or "none",
             ]
         )
-    return text.columns(rows, (3, 4, 5, 6, 7, 8, 9))
+    return text.columns(rows, range(3, len(heads)))
 
 
 def _connection_lines(counts: Mapping[str, Any], top: list[Connection], now_ns: int) -> list[str]:

@@ -26,8 +26,9 @@ def lines(gpus: list[dict[str, Any]]) -> list[str]:
         return ["none seen"]
     rows = [list(_HEADS)]
     troubles: list[str] = []
-    for gpu in sorted(gpus, key=_place):
-        rows.append(_row(gpu))
+    numbers = {gpu["gpu"]: gpu["index"] for gpu in gpus}
+    for gpu in sorted(gpus, key=lambda gpu: _place(gpu, numbers)):
+        rows.append(_row(gpu, numbers))
         troubles += _troubles(gpu)
     # What no GPU here has takes no room.
     kept = [
@@ -39,13 +40,13 @@ def lines(gpus: list[dict[str, Any]]) -> list[str]:
     return [*text.columns([[row[index] for index in kept] for row in rows], right), *troubles]
 
 
-def _row(gpu: Mapping[str, Any]) -> list[str]:
+def _row(gpu: Mapping[str, Any], numbers: Mapping[str, int | None]) -> list[str]:
     values = gpu["values"]
     used = _share(_one(values, catalog.GPU_MEMORY_UTILIZATION))
     degrees = _one(values, catalog.GPU_TEMPERATURE, **{"hw.sensor_location": "gpu"})
     return [
-        UNKNOWN if gpu["index"] is None else str(gpu["index"]),
-        plain(gpu["model"] or ("MIG" if gpu["gpu"].startswith("MIG-") else UNKNOWN)),
+        _number(gpu, numbers),
+        plain(gpu["model"] or ("MIG device" if gpu["gpu"].startswith("MIG-") else UNKNOWN)),
         plain(gpu["state"] or UNKNOWN),
         _share(_one(values, catalog.GPU_UTILIZATION)),
         amount(_one(values, catalog.GPU_MEMORY_LIMIT), "By"),
@@ -101,6 +102,12 @@ def _share(part: float | None) -> str:
     return UNKNOWN if part is None else f"{100 * part:.0f}%"
 
 
-def _place(gpu: Mapping[str, Any]) -> tuple[bool, int, str]:
+def _number(gpu: Mapping[str, Any], numbers: Mapping[str, int | None]) -> str:
+    number = numbers.get(gpu["parent"]) if gpu["parent"] else gpu["index"]
+    return UNKNOWN if number is None else str(number)
+
+
+def _place(gpu: Mapping[str, Any], numbers: Mapping[str, int | None]) -> tuple[bool, int, bool, str]:
     """MIG devices stand behind the GPU that they are part of."""
-    return gpu["index"] is None, gpu["index"] or 0, gpu["gpu"]
+    number = numbers.get(gpu["parent"]) if gpu["parent"] else gpu["index"]
+    return number is None, number or 0, bool(gpu["parent"]), gpu["gpu"]

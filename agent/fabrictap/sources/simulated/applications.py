@@ -186,7 +186,7 @@ class _Making:
         port = pull_port(self._profile)
         device = f"mlx5_{port}"
         store = self._process("sim-model-store", _pod("sim-serving", "sim-model-store-0", "store"))
-        self._connect(store, device, fabric_gid(self._profile, 0x66, 1), 0x6661)
+        self._connect(store, device, fabric_gid(self._profile, 6, 1), 0x6661)
         self._regions.append(Region(store, device, 140 * _GIB, _LOCAL_WRITE | REMOTE_READ))
 
     def _process(self, name: str, workload: Workload) -> Process:

@@ -52,6 +52,7 @@ static void ft_sum_posts(const struct ft_post *values, size_t cpus, struct ft_po
 		for (size_t slot = 0; slot < FT_SIZE_SLOTS; slot++)
 			sum->sizes[slot] += value->sizes[slot];
 	}
+	sum->sges += sum->operations; /* records.h */
 }
 
 #endif

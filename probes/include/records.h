@@ -174,7 +174,7 @@ _Static_assert(sizeof(struct ft_post_key) == 32, "a key with holes never matches
 struct ft_post {
 	__u64 operations;
 	__u64 bytes;
-	__u64 sges;
+	__u64 sges; /* less one for each operation: most have one, and each addition counts */
 	__u64 inlined;
 	__u64 signaled;
 	__u32 sizes[FT_SIZE_SLOTS];

@@ -142,8 +142,8 @@ static __always_inline void add_message(struct ft_post *post, const struct messa
 	__u64 slot = size_slot(message->bytes);
 
 	__sync_fetch_and_add(&post->bytes, message->bytes);
-	if (message->sges)
-		__sync_fetch_and_add(&post->sges, message->sges);
+	if (message->sges != 1)
+		__sync_fetch_and_add(&post->sges, (__u64)message->sges - 1);
 	if (message->inlined)
 		__sync_fetch_and_add(&post->inlined, 1);
 	if (message->signaled)

@@ -80,5 +80,5 @@ def post(
     for slot, count in (slots or {max(0, (size - 1).bit_length() + 1) if size else 0: operations}).items():
         sizes[slot] = count
     key = _KEY.pack(context, handle, pid, qpn, peer_qpn, operation, queue, qp_type)
-    value = _POST.pack(operations, operations * size, operations, 0, operations // 2, *sizes)
+    value = _POST.pack(operations, operations * size, 0, 0, operations // 2, *sizes)
     return post_key(key), value

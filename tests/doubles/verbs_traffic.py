@@ -119,7 +119,7 @@ class VerbsTraffic(Verbs):
         """One more second of work in every counter, all of it on the first CPU."""
         self._ticks += 1
         operations = self._ticks * _PER_SECOND
-        totals = (operations, operations * _MESSAGE, operations, 0, operations // 64)
+        totals = (operations, operations * _MESSAGE, 0, 0, operations // 64)
         for number in range(self._count):
             at = number * records.POST_SIZE * _CPUS
             _TOTALS.pack_into(self._values, at, *totals)

@@ -141,6 +141,7 @@ setup(
             extension("records", []),
             extension("counters", []),
             extension("texts", []),
+            extension("traces", []),
             extension("ring", ["m"]),
             extension("points", []),
             extension("nvml", []),

@@ -142,7 +142,7 @@ cdef void _read_fast(Slot *slot, bint rate) noexcept nogil:
             slot.peak = found
 
 
-cdef void _read_all(Slot *slots, Py_ssize_t count, bint fast, bint rate, uint32_t turn) noexcept nogil:
+cdef void _read_all(Slot *slots, Py_ssize_t count, bint rate, uint32_t turn) noexcept nogil:
     """``turn``: which of the still slots are read; _TURNS for all."""
     cdef Py_ssize_t i
     for i in range(count):
@@ -151,8 +151,16 @@ cdef void _read_all(Slot *slots, Py_ssize_t count, bint fast, bint rate, uint32_
             continue
         if slots[i].fast:
             _read_fast(&slots[i], rate)
-        elif not fast and (slots[i].prompt or slots[i].still < _STILL or turn == _TURNS or i % _TURNS == turn):
+        elif slots[i].prompt or slots[i].still < _STILL or turn == _TURNS or i % _TURNS == turn:
             _read_slot(&slots[i])
+
+
+cdef void _read_some(Slot *slots, const uint32_t *fast, Py_ssize_t count, bint rate) noexcept nogil:
+    """Read the fast slots, whose numbers are in ``fast``: the others are not even looked at."""
+    cdef Py_ssize_t i
+    for i in range(count):
+        if slots[fast[i]].enabled:
+            _read_fast(&slots[fast[i]], rate)
 
 
 cdef void _fold_all(Slot *slots, Py_ssize_t count, bint fast, Ring ring, uint64_t now_ns) noexcept nogil:
@@ -194,6 +202,10 @@ cdef class CounterFiles:
     cdef Py_ssize_t _open
     cdef bint _reading
     cdef list _free
+    # The numbers of the fast slots, in a list that is made anew where it does not hold any more.
+    cdef uint32_t *_fast
+    cdef Py_ssize_t _fast_count
+    cdef bint _fast_holds
     # Of the last rest: it happened, it was cut short.
     cdef bint _rested
     cdef bint _interrupted
@@ -202,6 +214,9 @@ cdef class CounterFiles:
 
     def __cinit__(self):
         sem_init(&self._wake, 0, 0)
+        self._fast = NULL
+        self._fast_count = 0
+        self._fast_holds = False
         self._rested = self._interrupted = False
         self._turn = 0
         self._slots = NULL
@@ -217,6 +232,7 @@ cdef class CounterFiles:
             self._close_all()
             PyMem_Free(self._slots)
             self._slots = NULL
+        PyMem_Free(self._fast)
         sem_destroy(&self._wake)
 
     def __len__(self):
@@ -263,6 +279,7 @@ cdef class CounterFiles:
         c_close(self._slots[slot].fd)
         self._slots[slot].fd = -1
         self._slots[slot].status = _NOT_READ
+        self._fast_holds = False
         self._open -= 1
         self._free.append(slot)
 
@@ -290,6 +307,7 @@ cdef class CounterFiles:
         self._slots[slot].fast = fast
         self._slots[slot].prompt = prompt
         self._slots[slot].peak = 0
+        self._fast_holds = False
 
     def read(self, bint fast=False):
         """Read every enabled slot once, or the fast ones only, without the GIL.
@@ -304,8 +322,13 @@ cdef class CounterFiles:
         turn = _TURNS if self._interrupted else self._turn
         self._rested = False
         self._reading = True
+        if fast:
+            self._list_fast()
         with nogil:
-            _read_all(self._slots, self._end, fast, rate, turn)
+            if fast:
+                _read_some(self._slots, self._fast, self._fast_count, rate)
+            else:
+                _read_all(self._slots, self._end, rate, turn)
         self._reading = False
 
     def rest(self, double until, double interval):
@@ -320,15 +343,16 @@ cdef class CounterFiles:
         if step < 1000000:
             raise ValueError(f"an interval of {interval} s")
         self._check_idle()
+        self._list_fast()
         self._reading = True
         with nogil:
-            while not woken:
+            while not woken and self._fast_count:
                 due = _now_ns(CLOCK_MONOTONIC) + step
                 if due + step // 2 >= end:
                     break
                 woken = _wait(&self._wake, due)
                 if not woken:
-                    _read_all(self._slots, self._end, True, True, 0)
+                    _read_some(self._slots, self._fast, self._fast_count, True)
                     readings += 1
             if not woken:
                 woken = _wait(&self._wake, end)
@@ -382,6 +406,21 @@ cdef class CounterFiles:
         if slot < 0 or slot >= self._end or self._slots[slot].fd < 0:
             raise IndexError(f"no counter file in slot {slot}")
 
+    cdef _list_fast(self):
+        cdef Py_ssize_t i
+        cdef uint32_t *fast
+        if self._fast_holds:
+            return
+        fast = <uint32_t *>PyMem_Realloc(self._fast, max(self._end, 1) * sizeof(uint32_t))
+        if fast == NULL:
+            raise MemoryError
+        self._fast, self._fast_count = fast, 0
+        for i in range(self._end):
+            if self._slots[i].fd >= 0 and self._slots[i].fast:
+                self._fast[self._fast_count] = <uint32_t>i
+                self._fast_count += 1
+        self._fast_holds = True
+
     cdef _grow(self):
         cdef Py_ssize_t capacity = self._capacity * 2 if self._capacity else 64
         cdef Slot *slots = <Slot *>PyMem_Realloc(self._slots, capacity * sizeof(Slot))
@@ -397,3 +436,4 @@ cdef class CounterFiles:
                 c_close(self._slots[i].fd)
         self._end = 0
         self._open = 0
+        self._fast_holds = False

@@ -75,8 +75,8 @@ class ScriptedServer:
                 return
             connected.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             self.open.append(connected)
-            threading.Thread(target=self._run, args=(connected, self.accepted), daemon=True).start()
-            self.accepted += 1
+            number, self.accepted = self.accepted, self.accepted + 1
+            threading.Thread(target=self._run, args=(connected, number), daemon=True).start()
 
     def _run(self, connected, number):
         try:

@@ -325,7 +325,7 @@ def _whole(binary: Path, missing: str) -> list[Result]:
     if lacking := builder.missing():
         left_out("agent", f"the GPUs: {lacking}")
     else:
-        # The peer reads ports alone: what GPUs cost is told, the goal is below.
+        # No counterpart in the peer, which reads ports alone: what they cost is told, the goal is below.
         results = _of_load(
             _minute(binary, with_gpus, GPU_SECONDS, peer=not missing), with_gpus, missing, None
         )

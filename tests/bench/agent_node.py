@@ -1,7 +1,7 @@
 """``fabrictap run`` with stand-ins in the place of hardware, for bench/agent.py.
 
-``agent_node.py CONNECTIONS DEVICES GPUS ARGUMENT...``: arguments are those of ``fabrictap run``. The verbs
-source is the stand-in of doubles/verbs_traffic.py; what is exported says "synthetic" in its resource
+``agent_node.py CONNECTIONS DEVICES GPUS ARGUMENT...``: the arguments are those of ``fabrictap run``. The
+verbs source is the stand-in of doubles/verbs_traffic.py; what is exported says "synthetic" in its resource
 attributes. On SIGUSR1 the threads take the names in the kernel that they have in Python.
 """
 

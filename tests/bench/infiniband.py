@@ -1,6 +1,7 @@
 """One sample of the infiniband source against one scrape of node_exporter, on the same /sys of 8 HCAs.
 
-The two take turns, once a second as they run on a node, while the counters advance. CPU is all that the
+The two take turns, once a second as they run on a node, while the counters advance; of ours, the fast samples
+of the traffic counters come between, at the pace of a node. CPU is all that the
 sample costs until the values are in the series, with the looks for new devices, and all that the scrape
 costs node_exporter until the text is out; both are means over all rounds. Further lines say what of ours is
 reading and folding, what is looking for devices, ports and files that came or went, and what the fast samples
@@ -47,17 +48,11 @@ class _Ours:
         self._source.fold(self._source.sample(), time.time_ns())
         return (time.process_time_ns() - began) / 1e6
 
-    def sample_fast(self) -> float:
-        """Milliseconds of CPU of one fast sample."""
+    def rest(self, until: float) -> float:
+        """Milliseconds of CPU of the fast samples until ``until``, with what it takes to wake up for them."""
         began = time.process_time_ns()
-        self._source.sample_fast()
-        self._source.fold_fast(time.time_ns())
+        self._source.rest(until, self._source.fast_interval)
         return (time.process_time_ns() - began) / 1e6
-
-    @property
-    def fast_interval(self) -> float:
-        """Seconds between two fast samples; 0 for none."""
-        return self._source.fast_interval
 
     @property
     def looks_every(self) -> float:
@@ -95,20 +90,10 @@ def _take_turns(tree: Sysfs, peer: NodeExporter | None) -> _Turns:
             before = peer.watched.cpu_ns()
             values = peer.scrape()
             scrapes.append((peer.watched.cpu_ns() - before) / 1e6)
-        fast, step = 0.0, ours.fast_interval
-        for more in range(1, round(1 / step) if step else 1):
-            _until(began + number + more * step)
-            fast += ours.sample_fast()
-        fasts.append(fast)
-        _until(began + number + 1)
+        fasts.append(ours.rest(began + number + 1))
     turns = _Turns(samples, fasts, scrapes, ours.series, values, ours.looks_every)
     ours.close()
     return turns
-
-
-def _until(moment: float) -> None:
-    """The pace of a node: caches are as cold as they are there."""
-    time.sleep(max(0.0, moment - time.monotonic()))
 
 
 def measure() -> list[Result]:

@@ -117,7 +117,7 @@ class Channel:
     ) -> None:
         self.close()
 
-    def _call(self, headers: list[tuple[str, str]], packed: bytes, deadline: Deadline) -> bytes:
+    def _call(self, headers: list[tuple[str, str]], packed: tuple[bytes, ...], deadline: Deadline) -> bytes:
         self._interrupt.check()
         if self._connection is not None and not self._connection.is_usable():
             self._drop()
@@ -128,7 +128,9 @@ class Channel:
                 raise
             return self._exchange(headers, packed, deadline)
 
-    def _exchange(self, headers: list[tuple[str, str]], packed: bytes, deadline: Deadline) -> bytes:
+    def _exchange(
+        self, headers: list[tuple[str, str]], packed: tuple[bytes, ...], deadline: Deadline
+    ) -> bytes:
         if self._connection is None:
             try:
                 transport = connect(self._resolver, self._tls, self._target.host, deadline, self._interrupt)

@@ -110,17 +110,18 @@ class Connection:
         return self._goaway is None and not self._cannot_send
 
     def exchange(
-        self, headers: list[tuple[str, str]], message: bytes, deadline: Deadline, limit: int
+        self, headers: list[tuple[str, str]], message: Sequence[bytes], deadline: Deadline, limit: int
     ) -> Response:
         """Make a call and return the whole answer, of at most ``limit`` bytes.
 
+        ``message`` is what is sent, in pieces of which only the last may be empty.
         Raises ConnectionLostError, Failure (the answer is too long), TimedOutError, InterruptedCallError.
         """
         self._response = Response(limit)
-        self._budget = untouched = limit + _OVERHEAD + len(message) // 8
+        self._budget = untouched = limit + _OVERHEAD + sum(map(len, message)) // 8
         try:
             self._begin(headers)
-            self._transfer(memoryview(message), deadline)
+            self._transfer([memoryview(piece) for piece in message], deadline)
         except ConnectionLostError as lost:
             # A connection that lay idle and ends without a byte was dead already.
             if self._calls and self._budget == untouched:
@@ -152,13 +153,13 @@ class Connection:
         except H2Error as error:  # as when the server allows no streams at all
             raise ConnectionLostError(_said(error), unprocessed=True) from None
 
-    def _transfer(self, left: memoryview, deadline: Deadline) -> None:
+    def _transfer(self, left: list[memoryview], deadline: Deadline) -> None:
         """Send and receive at the same time, for a server may answer before it has heard all."""
         unsent = True
         while not self._response.ended:
             deadline.left()
             if unsent and not self._outgoing and not self._cannot_send:
-                left, unsent = self._put(left)
+                unsent = self._put(left)
             moved = self._send()
             moved |= self._receive()
             self._heed_goaway()
@@ -170,29 +171,31 @@ class Connection:
         else:
             self._send()  # acknowledgements; what the socket does not take goes with the next call
 
-    def _put(self, left: memoryview) -> tuple[memoryview, bool]:
-        """Queue what flow control lets through; returns what is left, and whether the end is unsent."""
+    def _put(self, left: list[memoryview]) -> bool:
+        """Queue what flow control lets through, and take it off ``left``. Whether the end is still unsent."""
         h2 = self._h2
         try:
             pieces: list[bytes | memoryview] = [h2.data_to_send()]  # the headers first
             room = min(h2.local_flow_control_window(self._stream), _SEND_SIZE)
             longest = h2.max_outbound_frame_size
             by_hand = 0
-            while len(left) > (size := min(longest, room)) > 0:
-                pieces += (_data_header(self._stream, size), left[:size])
-                left = left[size:]
-                room -= size
-                by_hand += size
+            while (size := min(longest, room)) > 0 and (len(left) > 1 or len(left[0]) > size):
+                piece = left[0][:size]
+                pieces += (_data_header(self._stream, len(piece)), piece)
+                room -= len(piece)
+                by_hand += len(piece)
+                left[0] = left[0][len(piece) :]
+                if not left[0]:
+                    del left[0]
             h2.spend_windows(self._stream, by_hand)
-            unsent = len(left) > size
+            unsent = len(left) > 1 or len(left[0]) > size
             if not unsent:
-                h2.send_data(self._stream, bytes(left), end_stream=True)
+                h2.send_data(self._stream, bytes(left[0]), end_stream=True)
                 pieces.append(h2.data_to_send())
-                left = left[len(left) :]
         except H2Error as error:
             raise ConnectionLostError(_said(error)) from None
         self._queue(pieces)
-        return left, unsent
+        return unsent
 
     def _queue(self, pieces: Sequence[bytes | memoryview]) -> None:
         if self._transport.gathers:

@@ -28,8 +28,8 @@ _GZIP_WINDOW = 31
 _LEVEL = 1
 
 
-def pack(body: bytes, compression: str) -> bytes:
-    """A message with its prefix, compressed if that makes it smaller."""
+def pack(body: bytes, compression: str) -> tuple[bytes, bytes]:
+    """The prefix of a message, and the message, compressed if that makes it smaller; megabytes not copied."""
     packed, compressed = body, 0
     if compression == GZIP:
         packer = zlib.compressobj(_LEVEL, zlib.DEFLATED, _GZIP_WINDOW)
@@ -40,7 +40,7 @@ def pack(body: bytes, compression: str) -> bytes:
         raise ValueError(f"unknown compression {compression!r}")
     if len(packed) > _LONGEST:
         raise ValueError("a gRPC message has less than 4 GiB")
-    return bytes([compressed]) + len(packed).to_bytes(4, "big") + packed
+    return bytes([compressed]) + len(packed).to_bytes(4, "big"), packed
 
 
 def request_headers(

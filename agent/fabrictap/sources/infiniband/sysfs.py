@@ -16,6 +16,7 @@ from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
 
+from fabrictap.ext.traces import Traces
 from fabrictap.sources.infiniband.counters import COUNTERS, COUNTERS_EXT, HW_COUNTERS, File
 
 #: The kernel's show functions write at most a page; nothing read here is longer than a line.
@@ -69,37 +70,15 @@ class DeviceTree:
 
 
 @dataclass(slots=True)
-class Traces:
-    """What the walk over a device went by. While all of it is the same, so is the device's tree.
-
-    ``listings``: directory -> names, None where it was absent; ``texts``: those files that may change while
-    the device stays, which are its GIDs and the first free entry of their table.
-    """
-
-    identities: dict[str, Identity] = field(default_factory=dict)
-    listings: dict[str, frozenset[str] | None] = field(default_factory=dict)
-    texts: dict[str, bytes | None] = field(default_factory=dict)
-
-    def still_hold(self) -> bool:
-        """Whether a walk would find the same, as far as this can tell at a tenth of its cost."""
-        try:
-            return (
-                all(_identity(path) == identity for path, identity in self.identities.items())
-                and all(_listing(path) == names for path, names in self.listings.items())
-                and all(_content(path) == content for path, content in self.texts.items())
-            )
-        except OSError:
-            return False
-
-
-@dataclass(slots=True)
 class Scan:
     """What a scan found. ``problems``: (path, errno name or short word); ``denied``: devices filtered out."""
 
     devices: list[DeviceTree] = field(default_factory=list)
     problems: set[tuple[str, str]] = field(default_factory=set)
     denied: int = 0
-    #: Of the devices without problems, by name.
+    #: What the walk over each device went by, of those without problems: identities, lists of names, GIDs and
+    #: the first free entries of their tables. While all of it is the same, so is the device's tree, save for
+    #: what hardly changes while a device stays.
     traces: dict[str, Traces] = field(default_factory=dict)
 
 
@@ -113,13 +92,9 @@ def scan(sysfs: str, wanted: Callable[[str], bool], before: Scan | None = None) 
 
 def read_text(path: str) -> str:
     """The stripped content of a small file; bytes past MAX_TEXT are not read. Raises OSError."""
-    return clean(_read(path))
-
-
-def _read(path: str) -> bytes:
     fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
     try:
-        return os.read(fd, MAX_TEXT)
+        return clean(os.read(fd, MAX_TEXT))
     finally:
         os.close(fd)
 
@@ -178,7 +153,7 @@ class _Walk:
         return self._found
 
     def _device(self, name: str, path: str) -> DeviceTree:
-        identity = self._traces.identities[path] = _identity(path)
+        identity = self._identity(path)
         software = self._is_software(path)
         ports = []
         for number in sorted(int(n) for n in self._names(f"{path}/ports", MAX_PORTS) if n.isdecimal()):
@@ -212,7 +187,7 @@ class _Walk:
 
     def _port(self, device: str, number: int, software: bool) -> PortTree:
         path = f"{device}/ports/{number}"
-        identity = self._traces.identities[path] = _identity(path)
+        identity = self._identity(path)
         gids = self._gids(path)
         netdev = self._netdev(device, path, number, gids)
         statistics = f"{self._sysfs}/class/net/{netdev}/statistics"
@@ -239,13 +214,12 @@ class _Walk:
         empty = 0
         for index in range(MAX_GIDS):
             path = f"{port}/gids/{index}"
-            content: bytes | None = None
+            if not empty:
+                self._traces.content(path)
             try:
-                content = _read(path)
-                text = clean(content)
+                text = read_text(path)
             except OSError as error:
                 if error.errno in _ABSENT:
-                    self._traces.texts[path] = None
                     break
                 # some drivers say so that the entry is empty
                 text = "::"
@@ -254,8 +228,6 @@ class _Walk:
             except OSError:
                 self._found.problems.add((path, "not_a_gid"))
                 gid = bytes(16)
-            if any(gid) or not empty:
-                self._traces.texts[path] = content
             if any(gid):
                 # as everywhere in the ledger: ::ffff:10.0.0.1 for RoCE v2 on IPv4
                 gids[index] = socket.inet_ntop(socket.AF_INET6, gid)
@@ -279,6 +251,10 @@ class _Walk:
         # several that would fit, as in switchdev mode: none is better than the wrong one
         return names[0] if len(names) == 1 else None
 
+    def _identity(self, path: str) -> Identity:
+        self._traces.identity(path)
+        return _identity(path)
+
     def _text(self, path: str) -> str | None:
         """A small file's content; None where it is absent, empty or cannot be read."""
         try:
@@ -289,13 +265,13 @@ class _Walk:
 
     def _names(self, path: str, limit: int) -> Iterator[str]:
         """The usable names in a directory, sorted; none where it is absent."""
+        self._traces.directory(path)
         try:
-            names = list(_first_names(path, limit))
+            with os.scandir(path) as entries:
+                names = [entry.name for entry in islice(entries, limit + 1)]
         except OSError as error:
-            self._traces.listings[path] = None
             self._problem(path, error)
             return
-        self._traces.listings[path] = frozenset(names)
         if len(names) > limit:
             self._found.problems.add((path, "too_many"))
         for name in sorted(names[:limit]):
@@ -312,31 +288,6 @@ class _Walk:
 def _identity(path: str) -> Identity:
     status = os.stat(path)  # noqa: PTH116 - a Path costs more than the call
     return status.st_dev, status.st_ino
-
-
-def _first_names(path: str, limit: int) -> Iterator[str]:
-    """One more than ``limit`` names at most."""
-    with os.scandir(path) as entries:
-        for entry in islice(entries, limit + 1):
-            yield entry.name
-
-
-def _listing(path: str) -> frozenset[str] | None:
-    """All names in a directory that had no more than the limit; None where it is absent."""
-    try:
-        return frozenset(_first_names(path, MAX_FILES))
-    except OSError as error:
-        if error.errno in _ABSENT:
-            return None
-        raise
-
-
-def _content(path: str) -> bytes | None:
-    """A small file's content; None where it cannot be read."""
-    try:
-        return _read(path)
-    except OSError:
-        return None
 
 
 def _link(path: str) -> str | None:

@@ -28,7 +28,9 @@ class Observed:
 
     clean: dict[tuple[str, str, str], int]
     after: dict[tuple[str, str, str], int]
+    #: Payload of answers to reads that left the victim's port, and packets that it sent again.
     left: int
+    again: int
 
 
 def balances(*exported: Reader) -> dict[tuple[str, str, str], int]:
@@ -56,8 +58,8 @@ def observed(machine: Machine, tmp_path_factory: pytest.TempPathFactory) -> Obse
     victim.stop()
     attacker.stop()
     sent = truth.stop()
-    left = sum(one.read_responses for (device, _), one in sent.items() if device == "rxe0")
-    return Observed(clean, after, left)
+    ours = [one for (device, _), one in sent.items() if device == "rxe0"]
+    return Observed(clean, after, sum(one.read_responses for one in ours), sum(one.again for one in ours))
 
 
 def test_nothing_is_dark_that_somebody_on_the_node_asked_for(observed: Observed) -> None:
@@ -70,8 +72,8 @@ def test_what_a_peer_pulls_out_is_dark_within_two_percent(observed: Observed) ->
     key = ("rdma.port.dark.io", "rxe0/1", "transmit")
     dark = observed.after[key] - observed.clean[key]
     asked = 200 * 65536
-    assert observed.left >= asked
-    assert 0.98 * asked <= dark <= observed.left
+    assert observed.left >= 0.98 * asked  # what was answered again stands in again
+    assert 0.98 * asked <= dark <= 1.02 * asked + observed.again * 2048
 
 
 def test_the_same_bytes_are_attributed_where_they_were_asked_for(observed: Observed) -> None:

@@ -7,8 +7,8 @@ For each port and direction, in every interval between two readings of the port'
 - attributed = what local processes posted that moves in this direction: sends and writes out, reads in.
 - dark = payload that is surely there less all that was attributed until now. A peer that pulls memory out
   with RDMA READ, or that pushes into it with RDMA WRITE, and work queue entries that no library saw make it.
-- uncertain = the difference between the bounds: it may be header or payload. So may be what leaves while this
-  node's own requests are sent again: no driver tells how many bytes that takes.
+- uncertain = the difference between the bounds: it may be header or payload. So may be what moves while this
+  node's own requests are sent again, and the answers with them: no driver tells how many bytes that takes.
 
 Posts are counted when they are posted, packets when they move; so all that was posted before a reading is
 taken off what the reading says, and dark never has to be taken back. What was posted and never moved (a queue
@@ -32,9 +32,11 @@ _ROCE_IPV6 = _BASE + 14 + 40 + 8
 _VLAN = 4
 _IB_LOCAL = _BASE + 8
 _IB_GLOBAL = _IB_LOCAL + 40
-#: An acknowledgement or read response has an AETH; a peer's request at most RETH and immediate data, or an
-#: AtomicETH.
-_ANSWER, _REQUEST = 4, 28
+#: An acknowledgement or read response has an AETH, that of an atomic an AtomicAckETH besides; a peer's
+#: request has at most RETH and immediate data, or an AtomicETH.
+_ANSWER, _ATOMIC_ANSWER, _REQUEST = 4, 12, 28
+#: Packets with less than this on average are not answers to reads of any size.
+_SMALL = 256
 #: Readings for which requests that were sent again may still move bytes.
 _RETRY_SHOWS = 2
 #: Readings without a packet after which what was posted and did not move is written off.
@@ -156,7 +158,8 @@ class Reconciler:
         room = 0 if out else posted.room - side.posted.room
         headers = posted.headers - side.posted.headers if out else 0
         least, most, side.method = self._headers(reading)
-        answers = _ANSWER if out else _REQUEST
+        small = size - least * packets < _SMALL * packets
+        answers = (_ATOMIC_ANSWER if small else _ANSWER) if out else _REQUEST
         other = 0 if frames is None else max(0, frames - packets) * reading.frame
         side.high += max(0, size - least * packets - headers)
         side.low += max(0, size - (most + answers) * packets - headers - other)
@@ -168,7 +171,7 @@ class Reconciler:
         surplus = side.low - side.explained
         side.retrying = _RETRY_SHOWS if reading.retries > side.retries else max(0, side.retrying - 1)
         side.retries = reading.retries
-        if surplus > side.dark and out and side.retrying:
+        if surplus > side.dark and side.retrying:
             side.resent += surplus - side.dark
             side.explained += surplus - side.dark
         elif surplus > side.dark:

@@ -273,19 +273,23 @@ def counters_of(device: DeviceTree) -> Iterator[Counter]:
     for port in device.ports:
         common = tuple(port_attributes(device, port).items())
         meanings = classify(port.files)
+        netdev = port.statistics is not None and not counts_bytes(meanings.values())
+        # In the order in which they are read: bytes before the packets that tell their headers, so that what
+        # moves between two reads is not taken for payload (insight/reconcile.py).
+        if netdev:
+            for name, direction in (("tx_bytes", "transmit"), ("rx_bytes", "receive")):
+                sides = (("network.io.direction", direction), ("rdma.counter.source", "netdev"))
+                yield Counter(f"{port.statistics}/{name}", port.identity, NETWORK_IO, common + sides)
         for file, meaning in meanings.items():
             path = f"{port.path}/{file.group}/{file.name}"
             attributes = common + meaning.attributes
             prompt = file.name in RETRIES
             yield Counter(path, port.identity, meaning.metric, attributes, meaning.scale, prompt)
-        if port.statistics is not None and not counts_bytes(meanings.values()):
+        if netdev:
             for name in ("tx_packets", "rx_packets"):
                 named = (("rdma.counter.name", f"{NETDEV}/{name}"),)
                 path = f"{port.statistics}/{name}"
                 yield Counter(path, port.identity, PORT_COUNTER, common + named, prompt=True)
-            for name, direction in (("tx_bytes", "transmit"), ("rx_bytes", "receive")):
-                sides = (("network.io.direction", direction), ("rdma.counter.source", "netdev"))
-                yield Counter(f"{port.statistics}/{name}", port.identity, NETWORK_IO, common + sides)
     # older efa shows the counters of its port on the device as well: counted once, as the port's
     taken = frozenset(file.name for port in device.ports for file in port.files if file.group == HW_COUNTERS)
     for file, meaning in classify(device.files, traffic=False, taken=taken).items():

@@ -32,7 +32,8 @@ flock 9 # two test runs at once: the second waits and finds the first one's resu
 [[ -s $library ]] && found
 
 uri=$(apt-get indextargets --format '$(REPO_URI)' 'Created-By: Packages' 'Origin: Debian' | grep -v security | head -n 1)
-uri=${uri:-http://deb.debian.org/debian/} # Ubuntu: the packages are signed, the keys are Debian's
+uri=${uri:-${FABRICTAP_DEBIAN_MIRROR:-}} # Ubuntu: the packages are signed, the keys are Debian's
+[[ -n $uri ]] || die "no Debian archive among the apt sources; FABRICTAP_DEBIAN_MIRROR can name one"
 
 work=$(mktemp -d "$store/.unpack-XXXXXX")
 trap 'rm -rf "$work"' EXIT

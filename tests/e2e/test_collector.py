@@ -165,6 +165,7 @@ def test_every_metric_and_span_of_the_catalog_arrives(collector, node, transport
     assert counts == {
         ("otel.sdk.exporter.metric_data_point.exported", None): len(list(catalog.exported())),
         ("otel.sdk.exporter.span.exported", None): 6,
+        ("otel.sdk.exporter.log.exported", None): 0,
     }
 
 

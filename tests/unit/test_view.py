@@ -136,7 +136,9 @@ def test_flows_tells_operations_and_leaves_the_head_out(path):
 
 
 def test_flows_watches_until_interrupted(path):
-    argv = [sys.executable, "-m", "fabrictap", "flows", "--watch", "100ms", "--file", str(path)]
+    # Whoever runs the tests in the background ignores SIGINT, and so would it.
+    argv = ["env", "--default-signal=INT", sys.executable, "-m", "fabrictap", "flows"]
+    argv += ["--watch", "100ms", "--file", str(path)]
     leader, follower = pty.openpty()
     watch = subprocess.Popen(argv, stdout=follower, stderr=subprocess.PIPE)
     os.close(follower)

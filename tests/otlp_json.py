@@ -98,6 +98,8 @@ class Reader:
         #: Series whose newest point says that they have ended.
         self.ended: set[Key] = set()
         self.spans: list[Span] = []
+        #: Log events: (event name, time in ns since the epoch, attributes).
+        self.logs: list[tuple[str, int, dict[str, Value]]] = []
         #: Metric requests read: one export each, unless one is so large that it is split.
         self.exports = 0
         self._offset = 0
@@ -145,6 +147,12 @@ class Reader:
         for resource in request.get("resourceSpans", ()):
             for scope in resource["scopeSpans"]:
                 self.spans += [_span(span) for span in scope["spans"]]
+        for resource in request.get("resourceLogs", ()):
+            for scope in resource["scopeLogs"]:
+                self.logs += [
+                    (raw["eventName"], int(raw["timeUnixNano"]), plain(raw.get("attributes", ())))
+                    for raw in scope["logRecords"]
+                ]
 
     def _add(self, point: Point) -> None:
         self.points.append(point)

@@ -77,6 +77,27 @@ def test_a_theft_by_rdma_read_names_victim_and_peer_and_is_told_once():
     assert len(connection.receiver.events) == 1
 
 
+def test_a_theft_that_is_over_before_anybody_looks_names_victim_and_peer_all_the_same():
+    house = Dim()
+    connection = victim(house)
+    house.move(0, times=3)
+    house.end(connection)
+    house.ledger.memory.remove_process(42)
+    (record,) = house.move(8 * MiB)
+    assert kinds([record]) == ["remote_read_egress"]
+    assert (record.attributes["process.pid"], record.attributes["rdma.peer.gid"]) == (42, THERE)
+
+
+def test_who_ended_long_before_is_not_named():
+    house = Dim()
+    house.end(victim(house))
+    house.ledger.memory.remove_process(42)
+    house.move(0, times=30)
+    (record,) = house.move(8 * MiB)
+    assert kinds([record]) == ["dark_egress"]
+    assert "process.pid" not in record.attributes
+
+
 def test_a_theft_that_goes_on_is_told_again_when_ten_times_as_much_is_gone():
     house = Dim()
     victim(house)

@@ -8,8 +8,10 @@ process has memory that a peer may read.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
+from itertools import chain
+from types import MappingProxyType
 
 from fabrictap import catalog
 from fabrictap.insight.detectors import Balance, Context, Owner
@@ -25,6 +27,9 @@ _GOES_ON = 0.5
 #: Connections looked at for candidates in one episode; more are not ranked.
 _MOST_EXAMINED = 65536
 _MOST_NAMED = 5
+_MOST_GONE = 4096
+#: How much longer than a window it is remembered who could be read.
+_KEPT_NS = 10 * 10**9
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,9 +70,14 @@ class Dark:
 
     def __init__(self) -> None:
         self._ports: dict[str, _Port] = {}
+        #: (device, process) -> bytes that peers could read when it was last looked at, and when.
+        self._readable: dict[tuple[str, int | None], tuple[int, int]] = {}
+        #: Connections that have ended in the last window: a theft may be over before it is looked at.
+        self._gone: deque[tuple[int, Connection]] = deque(maxlen=_MOST_GONE)
 
     def look(self, now_ns: int, context: Context) -> Iterator[Finding]:
         settings = context.settings
+        self._remember(now_ns, context)
         out = {b.hw_id: b for b in context.balances if b.direction == "transmit"}
         for gone in self._ports.keys() - out.keys():
             del self._ports[gone]
@@ -98,12 +108,19 @@ class Dark:
             if port.episode is None:
                 port.episode = (began_ns, dark)
             if began or context.round_done:
-                port.candidates = _candidates(balance, context)
-            else:
-                port.candidates = [one for one in port.candidates if not one.connection.ended]
+                port.candidates = _candidates(balance, context, self._gone, self._readable)
             finding = _finding(balance, port, context)
             if finding is not None:
                 yield finding
+
+    def _remember(self, now_ns: int, context: Context) -> None:
+        for key, size in _readable_now(context).items():
+            self._readable[key] = size, now_ns
+        oldest = now_ns - int(context.settings.dark_window * 1e9) - _KEPT_NS
+        self._readable = {key: one for key, one in self._readable.items() if one[1] >= oldest}
+        self._gone.extend((now_ns, connection) for connection in context.ended)
+        while self._gone and self._gone[0][0] < oldest:
+            self._gone.popleft()
 
 
 def excused(balance: Balance, context: Context) -> bool:
@@ -112,21 +129,34 @@ def excused(balance: Balance, context: Context) -> bool:
     return bool(found) and all(one.allowed for one in found)
 
 
-def _candidates(balance: Balance, context: Context) -> list[Candidate]:
+def _readable_now(context: Context) -> dict[tuple[str, int | None], int]:
+    """(device, process) -> bytes that a peer with the key may read."""
+    readable: dict[tuple[str, int | None], int] = {}
+    for regions in context.ledger.memory.sums():
+        if regions.remote_access in ("read", "read_write", "unknown"):
+            key = regions.device, regions.pid
+            readable[key] = readable.get(key, 0) + regions.bytes
+    return readable
+
+
+def _candidates(
+    balance: Balance,
+    context: Context,
+    gone: Iterable[tuple[int, Connection]] = (),
+    before: Mapping[tuple[str, int | None], tuple[int, int]] = MappingProxyType({}),
+) -> list[Candidate]:
     """Who may be behind it, likeliest first. Costs one pass over the connections; once in an episode and
-    once in a round of the shared walk."""
-    ledger = context.ledger
-    readable: dict[int | None, int] = {}
-    for regions in ledger.memory.sums():
-        if regions.device == balance.device and regions.remote_access in ("read", "read_write", "unknown"):
-            readable[regions.pid] = readable.get(regions.pid, 0) + regions.bytes
+    once in a round of the shared walk. ``gone`` are connections that have ended lately, ``before`` what could
+    be read of processes then."""
+    readable = {key: size for key, (size, _) in before.items()} | _readable_now(context)
     found = []
-    for examined, connection in enumerate(ledger.connections):
+    ended = (connection for _, connection in gone)
+    for examined, connection in enumerate(chain(context.ledger.connections, ended)):
         if examined >= _MOST_EXAMINED:
             break
         if connection.device != balance.device or connection.port not in (None, balance.port):
             continue
-        size = readable.get(connection.pid, 0)
+        size = readable.get((connection.device, connection.pid), 0)
         reads = connection.type in _ANSWERS_READS and connection.state in ("rtr", "rts") and size > 0
         unseen = (
             connection.type in _SENDS

@@ -67,7 +67,7 @@ class Demo:
         self.wait(
             lambda: (
                 all(self.exported.total("fabrictap.source.up", source=name) for name in ready)
-                and self.exported.total("fabrictap.probe.attached", fabrictap_probe="post_send") > 0
+                and self.exported.total("fabrictap.probe.attached", fabrictap_probe="post_send_entry") > 0
             ),
             90,
             f"not all of {', '.join(ready)} deliver",

@@ -79,6 +79,9 @@ class _Side:
     dark: int = 0
     #: What was posted in the last two intervals.
     recent: tuple[int, int] = (0, 0)
+    #: Frames that are no RDMA, and the most that these take in bytes.
+    others: int = 0
+    other: int = 0
     #: Requests sent again until now, for how many intervals more that may show, and what it made uncertain.
     retries: int = 0
     retrying: int = 0
@@ -116,7 +119,7 @@ class Reconciler:
                         side.since_ns,
                         side.attributed,
                         side.dark,
-                        side.high - side.low + side.resent,
+                        side.high - side.low + side.other + side.resent,
                     )
                 )
         return found
@@ -160,15 +163,17 @@ class Reconciler:
         least, most, side.method = self._headers(reading)
         small = size - least * packets < _SMALL * packets
         answers = (_ATOMIC_ANSWER if small else _ANSWER) if out else _REQUEST
-        other = 0 if frames is None else max(0, frames - packets) * reading.frame
+        # Since the start, for the two are not read in the same moment.
+        side.others += 0 if frames is None else frames - packets
+        side.other = max(0, side.others) * reading.frame
         side.high += max(0, size - least * packets - headers)
-        side.low += max(0, size - (most + answers) * packets - headers - other)
+        side.low += max(0, size - (most + answers) * packets - headers)
         side.attributed += asked
         side.explained += asked + room
         side.recent = (side.recent[1], asked + room)
         side.moved, side.posted = moved, posted
         side.quiet = 0 if packets or asked or room else side.quiet + 1
-        surplus = side.low - side.explained
+        surplus = side.low - side.other - side.explained
         side.retrying = _RETRY_SHOWS if reading.retries > side.retries else max(0, side.retrying - 1)
         side.retries = reading.retries
         if surplus > side.dark and side.retrying:
@@ -182,7 +187,7 @@ class Reconciler:
             quiet = side.quiet >= _QUIET
             if quiet or side.explained + side.dark <= side.high:
                 allowed = 0 if quiet else max(_ON_ITS_WAY, sum(side.recent))
-                side.explained = min(side.explained, side.low - side.dark + allowed)
+                side.explained = min(side.explained, max(0, side.low - side.other - side.dark + allowed))
         self._show(key, side, reading, now_ns)
 
     def _headers(self, reading: PortTraffic) -> tuple[int, int, str]:
@@ -221,7 +226,7 @@ class Reconciler:
                 self._series.series(metric, attributes, now_ns, side.since_ns)
                 for metric in (catalog.PORT_ATTRIBUTED, catalog.PORT_DARK, catalog.PORT_UNCERTAIN)
             ]
-        totals = (side.attributed, side.dark, side.high - side.low + side.resent)
+        totals = (side.attributed, side.dark, side.high - side.low + side.other + side.resent)
         for series, total in zip(side.series, totals, strict=True):
             series.set(total, now_ns)
 

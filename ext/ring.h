@@ -312,7 +312,9 @@ static inline void ft_ring_observe(struct ft_ring *ring, struct ft_observer *obs
 	series = ring->series + observer->series;
 	series->time_ns = now_ns;
 	if (!before_ns) {
-		series->value.integer += (int64_t)(raw * observer->scale);
+		/* To what stands for many, it would be added by every new observer again. */
+		if (!series->overflow)
+			series->value.integer += (int64_t)(raw * observer->scale);
 		series->number = FT_INTEGER;
 		return;
 	}
@@ -572,7 +574,8 @@ static void ft_ring_tick(struct ft_ring *ring, uint64_t now_ns, uint32_t inbound
 	struct ft_ring_header *header = ring->header;
 	uint64_t number = header->head + 1;
 	struct ft_row *row = ring->rows + number % header->rows;
-	double seconds = now_ns > ring->row_start_ns ? (double)(now_ns - ring->row_start_ns) / 1e9 : 1e-9;
+	/* Where the clock was set back nobody knows how long it took, and so no rate. */
+	double seconds = now_ns > ring->row_start_ns ? (double)(now_ns - ring->row_start_ns) / 1e9 : INFINITY;
 
 	row->number = 0;
 	ft_barrier();
@@ -618,11 +621,14 @@ static void ft_ring_interval(struct ft_ring *ring, uint64_t now_ns)
 			struct ft_series *one = series + i;
 			double delta = one->number == FT_REAL ? one->interval_delta.real
 							      : (double)one->interval_delta.integer;
-			double seconds = (double)(now_ns - one->interval_start_ns) / 1e9;
 
 			if (!one->rates)
 				continue;
-			one->average = seconds > 0 ? (float)(delta / seconds) : 0;
+			if (now_ns <= one->interval_start_ns) { /* the clock was set back: the next interval has it all */
+				one->interval_start_ns = now_ns;
+				continue;
+			}
+			one->average = (float)(delta * 1e9 / (double)(now_ns - one->interval_start_ns));
 			one->peak = one->interval_peak > one->average ? one->interval_peak : one->average;
 			one->interval_delta.integer = 0;
 			one->interval_peak = 0;

@@ -228,4 +228,6 @@ cdef class Series:
     cdef readonly object metric
     cdef readonly bytes encoded
     cdef readonly bint ended
+    # The value that a series without a slot of its own was last set to.
+    cdef object _told
     cdef ft_observer _observer

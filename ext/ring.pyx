@@ -587,6 +587,11 @@ cdef class Series:
         one = self.ring.view.series + self.slot
         if one.kind == FT_HISTOGRAM:
             self._set_histogram(value, now_ns)
+        elif one.kind == FT_COUNTER and one.overflow:
+            # It stands for many: only what has come since this one was last set is its own.
+            before, self._told = self._told, value
+            if before is not None:
+                self.add(max(value - before, 0), now_ns)
         elif one.kind == FT_COUNTER:
             before = self.value
             self.add(value - (before if before is not None else 0), now_ns)

@@ -650,8 +650,9 @@ PORT_DARK = Metric(
     "rdma.port.dark.io",
     Kind.COUNTER,
     "By",
-    "Dark traffic: payload that the port surely moved and that no local process asked for, such as memory "
-    "that a peer pulls out with RDMA READ. Headers are taken off at their longest, so it is never overstated",
+    "Dark traffic: payload that the port surely moved and that no post seen on this node explains, such as "
+    "memory that a peer pulls out with RDMA READ; posts that go unseen (kernel users, coverage control_only) "
+    "are in it. Headers are taken off at their longest",
     (HW_ID, HW_PARENT, IO_DIRECTION),
 )
 PORT_UNCERTAIN = Metric(
@@ -894,7 +895,8 @@ VERBS_OPERATIONS = Metric(
     "rdma.verbs.operations",
     Kind.COUNTER,
     "{operation}",
-    "Work requests posted by a process to a queue pair, by opcode",
+    "Work requests posted by a process to a queue pair, by opcode; those that the provider refused are "
+    "counted too, unless sources.verbs.refused is subtract",
     _POSTS,
 )
 VERBS_IO = Metric(
@@ -1074,7 +1076,7 @@ SERIES_REFUSED = Metric(
     "fabrictap.series.refused",
     Kind.COUNTER,
     "{series}",
-    "Series not made because limits.series was reached: the newest are refused",
+    "How often a series was asked for that limits.series left no room for: the newest are refused",
     (),
 )
 TABLE_ENTRIES = Metric(

@@ -59,9 +59,10 @@ class SeriesTable:
         """The series of ``metric`` with ``attributes``, made if need be.
 
         Attributes whose value is not known are left out by the caller. A series that the full table refuses
-        is returned all the same and counted in ``refused``, so that writers need no special case: what is
-        added to it goes to the metric's overflow series; what is set is lost. An ended series that comes
-        back starts anew.
+        is returned all the same and counted in ``refused`` each time, so that writers need no special case:
+        what is added to it goes to the metric's overflow series, and so does what a counter that is set or
+        observed has gained since the first time with the same object; gauges are lost. An ended series that
+        comes back starts anew.
         """
         encoded = ring.encode_attributes(attributes)
         key = (metric.name, encoded)
@@ -125,9 +126,10 @@ class SeriesTable:
             # Beyond the capacity, but at most one for each metric.
             encoded = ring.encode_attributes(_OVERFLOW)
             slot = self._take(metric, encoded, now_ns, now_ns, overflow=True)
+            if slot == NO_SERIES:  # the ring has no room for it now
+                return slot
             self._overflow[metric.name] = slot
-            if slot != NO_SERIES:
-                self._new.append(Series(self.ring, slot, metric, encoded))
+            self._new.append(Series(self.ring, slot, metric, encoded))
         return self._overflow[metric.name]
 
 

@@ -68,3 +68,32 @@ def test_adding_starts_from_nothing():
     series.add(2, 20)
     series.add(3, 30)
     assert (series.value, series.start_ns, series.time_ns) == (5, 4, 30)
+
+
+def test_what_is_told_of_refused_counters_again_and_again_is_not_added_up():
+    table = SeriesTable(1)
+    table.series(catalog.VERBS_IO, {"n": 1}, 1)
+    for now in range(2, 12):  # as the agent's own counters are: asked for at each export
+        table.series(catalog.SOURCE_ERRORS, {"n": 2}, now).observe(1000, now)
+        table.series(catalog.PROCESS_CPU, {"n": 3}, now).set(50.0, now)
+    kept = table.series(catalog.SOURCE_ERRORS, {"n": 4}, 12)
+    for now, count in ((12, 70), (13, 75), (14, 2)):
+        kept.observe(count, now)
+    overflow = {series.metric.name: series for series in table.take_new() if "otel" in str(series.attributes)}
+    assert overflow["fabrictap.source.errors"].value == 5 + 2
+    assert not overflow["process.cpu.time"].known
+
+
+def test_a_clock_that_is_set_back_makes_no_rate():
+    table = SeriesTable(4)
+    series = table.series(catalog.NETWORK_IO, ATTRIBUTES, 10**12)
+    table.ring.interval(10**12)
+    table.ring.tick(10**12)
+    series.add(1000, 10**12 - 10**9)
+    table.ring.tick(10**12 - 10**9)
+    table.ring.interval(10**12 - 10**9)
+    assert (series.average, series.peak) == (0, 0)
+    series.add(1000, 10**12 + 10**9)
+    table.ring.tick(10**12 + 10**9)
+    table.ring.interval(10**12 + 10**9)
+    assert (series.average, series.peak) == (1000, 1000)

@@ -117,7 +117,7 @@ class Demo:
         )
         # AETH, on the first and the last packet of each answer (IBTA volume 1, 9.4.4).
         self.screen.compare(flow.bytes, on_wire[SERVER], 8 * count, "to acknowledge each request")
-        enough = 0.95 * flow.bytes
+        enough = 0.98 * flow.bytes
         self.wait(lambda: self.dark(SERVER) - before >= enough, 10, "what was taken is not called dark")
         self.screen.notice(
             f"fabrictap on {SERVER} alone says so: {self.dark(SERVER) - before:,} bytes left that port "

@@ -26,6 +26,9 @@ _INTERRUPTED = 130
 #: As view/flows.py has them.
 _SORTS = ("rate", "bytes", "operations", "age", "pid", "process", "device", "peer")
 
+#: As view/top/state.py has them.
+_PAGES = ("overview", "gpus", "links", "ports", "flows", "findings", "node")
+
 
 class _Parser(argparse.ArgumentParser):
     """One line for each mistake, with what was probably meant."""
@@ -146,28 +149,8 @@ def _parser() -> argparse.ArgumentParser:
     audit.add_argument("--root", metavar="DIR", help="another node's: DIR/sys, DIR/proc and DIR/dev")
     _recording(audit)
 
-    flows = add("flows", "list the RDMA connections: who, with whom, how much", _reads(_flows))
-    flows.add_argument("--all", action="store_true", help="also those that have ended a moment ago")
-    flows.add_argument("--pid", type=int, metavar="PID", help="of this process")
-    for name, what in (
-        ("process", "the process's name"),
-        ("device", "DEVICE or DEVICE/PORT"),
-        ("peer", "the peer's ADDRESS or ADDRESS/QPN"),
-        ("state", "the state: init, rtr, rts, err ..."),
-        ("type", "the transport: rc, ud ..."),
-        ("coverage", "exact, since or control_only"),
-    ):
-        flows.add_argument(f"--{name}", metavar="PATTERN", help=f"{what}, a shell pattern")
-    flows.add_argument(
-        "--sort", metavar="KEY", choices=_SORTS, default="rate", help=f"by {', '.join(_SORTS)}"
-    )
-    flows.add_argument("-v", "--operations", action="store_true", help="also what was posted, by opcode")
-    flows.add_argument(
-        "--watch", nargs="?", const="1s", metavar="TIME", help="again every TIME (1s) until interrupted"
-    )
-    flows.add_argument("--json", action="store_true", help="an object a line")
-    flows.add_argument("--no-header", action="store_true", help="no line of titles")
-    _recording(flows)
+    _flows_options(add("flows", "list the RDMA connections: who, with whom, how much", _reads(_flows)))
+    _top_options(add("top", "watch this node, or a recording, on the terminal", _reads(_top)))
 
     snapshot = add(
         "snapshot", "one picture of what is going on now, or was when the agent ended", _reads(_snapshot)
@@ -221,6 +204,51 @@ def _recording(parser: argparse.ArgumentParser) -> None:
     _configuration(parser)
 
 
+def _flows_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--all", action="store_true", help="also those that have ended a moment ago")
+    parser.add_argument("--pid", type=int, metavar="PID", help="of this process")
+    for name, what in (
+        ("process", "the process's name"),
+        ("device", "DEVICE or DEVICE/PORT"),
+        ("peer", "the peer's ADDRESS or ADDRESS/QPN"),
+        ("state", "the state: init, rtr, rts, err ..."),
+        ("type", "the transport: rc, ud ..."),
+        ("coverage", "exact, since or control_only"),
+    ):
+        parser.add_argument(f"--{name}", metavar="PATTERN", help=f"{what}, a shell pattern")
+    parser.add_argument(
+        "--sort", metavar="KEY", choices=_SORTS, default="rate", help=f"by {', '.join(_SORTS)}"
+    )
+    parser.add_argument("-v", "--operations", action="store_true", help="also what was posted, by opcode")
+    parser.add_argument(
+        "--watch", nargs="?", const="1s", metavar="TIME", help="again every TIME (1s) until interrupted"
+    )
+    parser.add_argument("--json", action="store_true", help="an object a line")
+    parser.add_argument("--no-header", action="store_true", help="no line of titles")
+    _recording(parser)
+
+
+def _top_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--once", action="store_true", help="print one page, as a pipe gets it, and end")
+    parser.add_argument(
+        "--json", action="store_true", help="an object a line, again and again; with --once one"
+    )
+    parser.add_argument(
+        "--page", metavar="PAGE", choices=_PAGES, default=_PAGES[0], help=f"begin with {', '.join(_PAGES)}"
+    )
+    parser.add_argument("--sort", metavar="COLUMN", help="sort the page's table by this column")
+    parser.add_argument("--filter", metavar="TEXT", default="", help="only rows that have this text")
+    parser.add_argument("--interval", metavar="TIME", default="1s", help="look so often (1s)")
+    parser.add_argument("--bits", action="store_true", help="bits a second instead of bytes")
+    parser.add_argument(
+        "--no-color", action="store_true", help="no colours; NO_COLOR in the environment says the same"
+    )
+    parser.add_argument(
+        "--ascii", action="store_true", help="ASCII only; by default where the locale is not UTF-8"
+    )
+    _recording(parser)
+
+
 def _policy(parser: argparse.ArgumentParser) -> None:
     policies = parser.add_subparsers(metavar="PART")
     does = "propose a policy from what was observed, as YAML"
@@ -249,8 +277,8 @@ def _load(options: argparse.Namespace) -> Config:
 def _no_command(options: argparse.Namespace) -> NoReturn:
     parser: _Parser = options.parser
     parser.error(
-        "which command? One of run, check-config, doctor, audit, flows, snapshot, recorder, policy, catalog, "
-        "version"
+        "which command? One of run, check-config, doctor, audit, top, flows, snapshot, recorder, policy, "
+        "catalog, version"
     )
 
 
@@ -408,6 +436,35 @@ def _flows(options: argparse.Namespace) -> int:
         header=not options.no_header,
         operations=options.operations,
         json_=options.json,
+    )
+
+
+def _top(options: argparse.Namespace) -> int:
+    from fabrictap.config import ConfigError
+    from fabrictap.view import recorder
+    from fabrictap.view.top import app, state
+    from fabrictap.view.top.table import Order
+
+    heads = [column.head for column in state.TABLES.get(options.page, ()) if column.key]
+    chosen = state.State(page=options.page, filter=options.filter, bits=options.bits)
+    if options.sort is not None:
+        if options.sort.upper() not in heads:
+            what = f"one of {', '.join(heads)}" if heads else "none, for that page has no table"
+            raise ConfigError(f"--sort {options.sort}: expected {what}")
+        chosen.orders[options.page] = Order(options.sort.upper())
+    interval = _time(options, "interval")
+    path = _path(options)
+    return app.main(
+        path,
+        recorder.opener(path, _owner(options)),
+        chosen,
+        app.Options(
+            once=options.once,
+            as_json=options.json,
+            colour=not (options.no_color or os.environ.get("NO_COLOR")),
+            ascii_only=True if options.ascii else None,
+            interval=max(interval or 0.0, 0.1),
+        ),
     )
 
 

@@ -15,7 +15,7 @@ from fabrictap.view.recording import Connection, Recording
 from fabrictap.view.text import UNKNOWN, address, amount, duration, moment, plain
 
 _SORTS: dict[str, Callable[[Connection], Any]] = {
-    "rate": lambda one: -_sum(one.in_rate, one.out_rate),
+    "rate": lambda one: -busy(one),
     "bytes": lambda one: -_sum(one.in_bytes, one.out_bytes),
     "operations": lambda one: -sum(posted.operations for posted in one.posted.values()),
     "age": lambda one: one.created_ns,
@@ -48,9 +48,9 @@ class Filter:
             (self.ended or not one.ended)
             and (self.pid is None or one.pid == self.pid)
             and _matches(self.process, one.process)
-            and (_matches(self.device, one.device) or _matches(self.device, _port(one)))
+            and (_matches(self.device, one.device) or _matches(self.device, port(one)))
             and (self.peer is None or any(_matches(self.peer, name) for name in _peer_names(one)))
-            and _matches(self.state, _state(one))
+            and _matches(self.state, state(one))
             and _matches(self.type, one.type)
             and _matches(self.coverage, one.coverage)
         )
@@ -69,19 +69,19 @@ class _Column:
 
 
 _COLUMNS = (
-    _Column("STATE", lambda one, _: _state(one), 0),
+    _Column("STATE", lambda one, _: state(one), 0),
     _Column("TYPE", lambda one, _: one.type, 0),
-    _Column("PORT", lambda one, _: plain(_port(one)), 0, least=8),
-    _Column("PROCESS", lambda one, _: _process(one), 0, least=12),
+    _Column("PORT", lambda one, _: plain(port(one)), 0, least=8),
+    _Column("PROCESS", lambda one, _: process(one), 0, least=12),
     _Column("LOCAL", lambda one, _: f"{address(one.gid)}/{one.qpn}", 6),
     _Column("QPN", lambda one, _: str(one.qpn), 0, right=True),
-    _Column("PEER", lambda one, _: _peer(one), 0, least=15),
+    _Column("PEER", lambda one, _: peer(one), 0, least=15),
     _Column("IN/s", lambda one, _: amount(one.in_rate, "By"), 0, right=True),
     _Column("OUT/s", lambda one, _: amount(one.out_rate, "By"), 0, right=True),
     _Column("IN", lambda one, _: amount(one.in_bytes, "By"), 2, right=True),
     _Column("OUT", lambda one, _: amount(one.out_bytes, "By"), 2, right=True),
-    _Column("COVERAGE", lambda one, _: _coverage(one), 1),
-    _Column("AGE", lambda one, now: duration(int((_end(one, now) - one.created_ns) / 1e9)), 3, right=True),
+    _Column("COVERAGE", lambda one, _: coverage(one), 1),
+    _Column("AGE", lambda one, now: duration(int((end(one, now) - one.created_ns) / 1e9)), 3, right=True),
     _Column("ORIGIN", lambda one, _: one.origin, 7),
     _Column("MTU", lambda one, _: str(one.mtu or UNKNOWN), 8, right=True),
 )
@@ -256,37 +256,42 @@ def _matches(pattern: str | None, value: str) -> bool:
     return pattern is None or fnmatch.fnmatchcase(value, pattern)
 
 
-def _port(one: Connection) -> str:
+def port(one: Connection) -> str:
     return f"{one.device}/{one.port}" if one.port else one.device
 
 
-def _state(one: Connection) -> str:
+def state(one: Connection) -> str:
     return "ended" if one.ended else one.state
 
 
-def _process(one: Connection) -> str:
+def process(one: Connection) -> str:
     name = plain(one.process) or UNKNOWN
     return name if one.pid is None else f"{one.pid}/{name}"
 
 
-def _peer(one: Connection) -> str:
+def peer(one: Connection) -> str:
     if one.peer_gid is None and one.peer_qpn is None:
         return UNKNOWN
     return f"{address(one.peer_gid)}/{UNKNOWN if one.peer_qpn is None else one.peer_qpn}"
 
 
 def _peer_names(one: Connection) -> tuple[str, ...]:
-    return address(one.peer_gid), one.peer_gid or "", _peer(one)
+    return address(one.peer_gid), one.peer_gid or "", peer(one)
 
 
-def _coverage(one: Connection) -> str:
+def coverage(one: Connection) -> str:
     if one.coverage == "since" and one.since_ns is not None:
         return f"since {moment(one.since_ns)[11:19]}"
     return one.coverage
 
 
-def _end(one: Connection, now_ns: int) -> int:
+def end(one: Connection, now_ns: int) -> int:
     return max(one.created_ns, min(one.ended_ns or now_ns, now_ns))
+
+
+def busy(one: Connection) -> float:
+    """Bytes per second both ways."""
+    return _sum(one.in_rate, one.out_rate)
 
 
 def _sum(one: float | None, other: float | None) -> float:

@@ -40,7 +40,7 @@ _SHOWN = {
 
 
 @dataclass(frozen=True, slots=True)
-class _Now:
+class Now:
     """A series, its rate over the last tick and the largest of the last minute; None where not known."""
 
     series: SeriesEntry
@@ -55,25 +55,25 @@ class _Now:
 def take(recording: Recording) -> dict[str, Any]:
     """The picture, for programs: bytes, bytes per second, seconds; null is not known."""
     now = list(_now(recording))
-    durations = dict(_durations(recording))
+    durations = dict(durations_of(recording))
     connections = recording.connections()
     life = recording.alive()
     live = [one for one in connections if not one.ended]
     return {
-        "agent": _agent(recording, life),
+        "agent": agent_of(recording, life),
         "simulated": simulated.is_simulated(recording.about.resource),
         "resource": recording.about.resource,
-        "ports": _ports(now),
-        "gpus": _gpus(now),
+        "ports": ports_of(now),
+        "gpus": gpus_of(now),
         "connections": {
             "live": len(live),
             "by_coverage": dict(Counter(one.coverage for one in live)),
             "by_type": dict(Counter(one.type for one in live)),
             "top": [flows.as_json(one) for one in _top(live)],
         },
-        "memory": _memory(now),
-        "losses": _losses(now),
-        "sources": _sources(now, durations),
+        "memory": memory_of(now),
+        "losses": losses_of(now),
+        "sources": sources_of(now, durations),
         "unreadable": recording.unreadable,
     }
 
@@ -91,9 +91,9 @@ def main(open_recording: Callable[[], Recording], *, as_json: bool) -> int:
     return 0
 
 
-def _now(recording: Recording) -> Iterable[_Now]:
-    rows = _last_minute(recording.rows())
-    for series in recording.series(_is_shown):
+def _now(recording: Recording) -> Iterable[Now]:
+    rows = last_minute(recording.rows())
+    for series in recording.series(is_shown):
         if series.ended:
             continue
         cells = recording.cells(series, rows)
@@ -102,20 +102,20 @@ def _now(recording: Recording) -> Iterable[_Now]:
         rate = None
         if isinstance(last, CounterCell) and rows[-1].seconds:
             rate = last.delta / rows[-1].seconds
-        yield _Now(series, rate, max((cell.peak for cell in counted), default=None))
+        yield Now(series, rate, max((cell.peak for cell in counted), default=None))
 
 
-def _is_shown(metric: MetricName) -> bool:
+def is_shown(metric: MetricName) -> bool:
     """Not the many series of posted work: the table of connections has that."""
     wanted = metric.name in _SHOWN or metric.name in _OF_GPUS or metric.name.startswith(_GPU)
     return metric.kind != "Histogram" and wanted
 
 
-def _last_minute(rows: list[Row]) -> list[Row]:
+def last_minute(rows: list[Row]) -> list[Row]:
     return [row for row in rows if row.end_ns > rows[-1].end_ns - _PEAK_SECONDS * 10**9]
 
 
-def _of(now: Iterable[_Now], *metrics: Metric) -> Iterable[_Now]:
+def _of(now: Iterable[Now], *metrics: Metric) -> Iterable[Now]:
     names = {metric.name for metric in metrics}
     return (one for one in now if one.series.metric.name in names and one.series.value is not None)
 
@@ -124,7 +124,7 @@ def _top(connections: Iterable[Connection]) -> list[Connection]:
     return flows.select(connections, flows.Filter(), "rate")[:_TOP]
 
 
-def _agent(recording: Recording, life: Life) -> dict[str, Any]:
+def agent_of(recording: Recording, life: Life) -> dict[str, Any]:
     end_ns = life.ended_ns or (None if life.alive else life.last_tick_ns)
     return {
         "state": life.state,
@@ -138,10 +138,10 @@ def _agent(recording: Recording, life: Life) -> dict[str, Any]:
     }
 
 
-def _ports(now: list[_Now]) -> list[dict[str, Any]]:
+def ports_of(now: list[Now]) -> list[dict[str, Any]]:
     ports: dict[str, dict[str, Any]] = {}
 
-    def port(one: _Now) -> dict[str, Any]:
+    def port(one: Now) -> dict[str, Any]:
         return ports.setdefault(
             one.attribute("hw.id"),
             {
@@ -182,7 +182,7 @@ def _ports(now: list[_Now]) -> list[dict[str, Any]]:
     return [ports[name] for name in sorted(ports)]
 
 
-def _gpus(now: list[_Now]) -> list[dict[str, Any]]:
+def gpus_of(now: list[Now]) -> list[dict[str, Any]]:
     """Whatever there is of each GPU."""
     gpus: dict[str, dict[str, Any]] = {}
     for one in now:
@@ -233,7 +233,7 @@ def _gpus(now: list[_Now]) -> list[dict[str, Any]]:
     return [gpus[name] for name in sorted(gpus)]
 
 
-def _memory(now: list[_Now]) -> list[dict[str, Any]]:
+def memory_of(now: list[Now]) -> list[dict[str, Any]]:
     """Registered memory by what peers may do to it, and the processes that have most of it."""
     kinds: dict[str, dict[str, Any]] = {}
     for one in _of(now, catalog.MR_SIZE, catalog.MR_COUNT):
@@ -256,7 +256,7 @@ def _memory(now: list[_Now]) -> list[dict[str, Any]]:
     )
 
 
-def _losses(now: list[_Now]) -> list[dict[str, Any]]:
+def losses_of(now: list[Now]) -> list[dict[str, Any]]:
     lost = [one for one in _of(now, *_LOSSES) if one.series.value]
     lost += [
         one for one in _of(now, *_EXPORTED) if one.series.value and "error.type" in one.series.attributes
@@ -272,16 +272,16 @@ def _losses(now: list[_Now]) -> list[dict[str, Any]]:
     ]
 
 
-def _durations(recording: Recording) -> Iterable[tuple[str, float]]:
+def durations_of(recording: Recording) -> Iterable[tuple[str, float]]:
     """Source -> seconds that a sample took in the last minute, on average."""
-    rows = _last_minute(recording.rows())
+    rows = last_minute(recording.rows())
     for series in recording.series(lambda metric: metric.name == catalog.SOURCE_DURATION.name):
         cells = [cell for cell in recording.cells(series, rows) if isinstance(cell, HistogramCell)]
         if count := sum(cell.values for cell in cells):
             yield str(series.attributes.get("fabrictap.source")), sum(cell.sum for cell in cells) / count
 
 
-def _sources(now: list[_Now], durations: Mapping[str, float]) -> list[dict[str, Any]]:
+def sources_of(now: list[Now], durations: Mapping[str, float]) -> list[dict[str, Any]]:
     sources = [
         {
             "source": name,
@@ -313,9 +313,9 @@ def _page(picture: Mapping[str, Any], top: list[Connection], now_ns: int) -> Ite
         ("ports", _port_lines(picture["ports"])),
         ("GPUs", snapshot_gpus.lines(picture["gpus"])),
         ("connections", _connection_lines(picture["connections"], top, now_ns)),
-        ("memory registered", _memory_lines(picture["memory"])),
-        ("losses", _loss_lines(picture["losses"])),
-        ("sources", _source_lines(picture["sources"])),
+        ("memory registered", memory_lines(picture["memory"])),
+        ("losses", loss_lines(picture["losses"])),
+        ("sources", source_lines(picture["sources"])),
     ):
         yield ""
         yield title
@@ -367,7 +367,7 @@ def _connection_lines(counts: Mapping[str, Any], top: list[Connection], now_ns: 
     ]
 
 
-def _memory_lines(kinds: list[dict[str, Any]]) -> list[str]:
+def memory_lines(kinds: list[dict[str, Any]]) -> list[str]:
     rows = [["PEERS MAY", "SIZE", "REGIONS", "MOST OF IT"]]
     for kind in kinds:
         processes = ", ".join(f"{plain(who)} {amount(size, 'By')}" for who, size in kind["processes"].items())
@@ -382,7 +382,7 @@ def _memory_lines(kinds: list[dict[str, Any]]) -> list[str]:
     return text.columns(rows, (1, 2)) if kinds else ["none"]
 
 
-def _loss_lines(losses: list[dict[str, Any]]) -> list[str]:
+def loss_lines(losses: list[dict[str, Any]]) -> list[str]:
     rows = []
     for loss in losses:
         rest = ", ".join(f"{plain(name)}={plain(str(value))}" for name, value in loss["attributes"].items())
@@ -390,7 +390,7 @@ def _loss_lines(losses: list[dict[str, Any]]) -> list[str]:
     return text.columns(rows, (1,)) if rows else ["none"]
 
 
-def _source_lines(sources: list[dict[str, Any]]) -> list[str]:
+def source_lines(sources: list[dict[str, Any]]) -> list[str]:
     rows = [
         [
             plain(source["source"]),

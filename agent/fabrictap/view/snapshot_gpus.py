@@ -16,7 +16,7 @@ _HEADS = (
 )  # fmt: skip
 _RIGHT = (3, 4, 5, 6, 7, 8, 9, 10, 11, 12)
 #: Counted since the board was made or in every healthy one: no news.
-_NO_NEWS = frozenset({"ecc_corrected"})
+NO_NEWS = frozenset({"ecc_corrected"})
 Value = Mapping[str, Any]
 
 
@@ -27,7 +27,7 @@ def lines(gpus: list[dict[str, Any]]) -> list[str]:
     rows = [list(_HEADS)]
     troubles: list[str] = []
     numbers = {gpu["gpu"]: gpu["index"] for gpu in gpus}
-    for gpu in sorted(gpus, key=lambda gpu: _place(gpu, numbers)):
+    for gpu in sorted(gpus, key=lambda gpu: place_of(gpu, numbers)):
         rows.append(_row(gpu, numbers))
         troubles += _troubles(gpu)
     # What no GPU here has takes no room.
@@ -42,21 +42,21 @@ def lines(gpus: list[dict[str, Any]]) -> list[str]:
 
 def _row(gpu: Mapping[str, Any], numbers: Mapping[str, int | None]) -> list[str]:
     values = gpu["values"]
-    used = _share(_one(values, catalog.GPU_MEMORY_UTILIZATION))
-    degrees = _one(values, catalog.GPU_TEMPERATURE, **{"hw.sensor_location": "gpu"})
+    used = _share(figure(values, catalog.GPU_MEMORY_UTILIZATION))
+    degrees = figure(values, catalog.GPU_TEMPERATURE, **{"hw.sensor_location": "gpu"})
     return [
-        _number(gpu, numbers),
+        number_of(gpu, numbers),
         plain(gpu["model"] or ("MIG device" if gpu["gpu"].startswith("MIG-") else UNKNOWN)),
         plain(gpu["state"] or UNKNOWN),
-        _share(_one(values, catalog.GPU_UTILIZATION)),
-        amount(_one(values, catalog.GPU_MEMORY_LIMIT), "By"),
+        _share(figure(values, catalog.GPU_UTILIZATION)),
+        amount(figure(values, catalog.GPU_MEMORY_LIMIT), "By"),
         used,
-        _share(_one(values, catalog.GPU_MEMORY_BANDWIDTH)),
+        _share(figure(values, catalog.GPU_MEMORY_BANDWIDTH)),
         *(_moved(values, "nvlink", direction) for direction in ("receive", "transmit")),
         *(_moved(values, "pcie", direction) for direction in ("receive", "transmit")),
-        amount(_one(values, catalog.GPU_POWER), "W"),
+        amount(figure(values, catalog.GPU_POWER), "W"),
         UNKNOWN if degrees is None else f"{degrees:g} C",
-        _errors(gpu["errors"]),
+        errors_of(gpu["errors"]),
         plain(gpu["gpu"]),
     ]
 
@@ -66,7 +66,7 @@ def _moved(values: Iterable[Value], interconnect: str, direction: str) -> str:
     for value in _of(values, catalog.GPU_IO, attributes):
         return amount(value["rate"], "By")
     # Where nobody has the counter, a rate that the provider measured.
-    return amount(_one(values, catalog.GPU_THROUGHPUT, **attributes), "By")
+    return amount(figure(values, catalog.GPU_THROUGHPUT, **attributes), "By")
 
 
 def _troubles(gpu: Mapping[str, Any]) -> Iterable[str]:
@@ -81,8 +81,8 @@ def _troubles(gpu: Mapping[str, Any]) -> Iterable[str]:
         yield f"GPU {where}: NVLink {', '.join(map(str, down))} of {len(states)} down"
 
 
-def _errors(errors: Mapping[str, int]) -> str:
-    news = {name: count for name, count in errors.items() if name not in _NO_NEWS}
+def errors_of(errors: Mapping[str, int]) -> str:
+    news = {name: count for name, count in errors.items() if name not in NO_NEWS}
     return ", ".join(f"{plain(name)} {amount(count, '1')}" for name, count in news.items()) or "none"
 
 
@@ -94,7 +94,7 @@ def _of(values: Iterable[Value], metric: Metric, attributes: Mapping[str, str]) 
     )
 
 
-def _one(values: Iterable[Value], metric: Metric, **attributes: str) -> float | None:
+def figure(values: Iterable[Value], metric: Metric, **attributes: str) -> float | None:
     return next((value["value"] for value in _of(values, metric, attributes)), None)
 
 
@@ -102,12 +102,12 @@ def _share(part: float | None) -> str:
     return UNKNOWN if part is None else f"{100 * part:.0f}%"
 
 
-def _number(gpu: Mapping[str, Any], numbers: Mapping[str, int | None]) -> str:
+def number_of(gpu: Mapping[str, Any], numbers: Mapping[str, int | None]) -> str:
     number = numbers.get(gpu["parent"]) if gpu["parent"] else gpu["index"]
     return UNKNOWN if number is None else str(number)
 
 
-def _place(gpu: Mapping[str, Any], numbers: Mapping[str, int | None]) -> tuple[bool, int, bool, str]:
+def place_of(gpu: Mapping[str, Any], numbers: Mapping[str, int | None]) -> tuple[bool, int, bool, str]:
     """MIG devices stand behind the GPU that they are part of."""
     number = numbers.get(gpu["parent"]) if gpu["parent"] else gpu["index"]
     return number is None, number or 0, bool(gpu["parent"]), gpu["gpu"]

@@ -22,6 +22,24 @@ def plain(text: str) -> str:
     return "".join(one if one.isprintable() else _escape(one) for one in text)
 
 
+def steady(text: str, *, ascii_only: bool = False) -> str:
+    """As :func:`plain`, for text that stands in a line with others.
+
+    Marks that pile up on a neighbour and letters that turn the order of a line round are escaped too; with
+    ``ascii_only`` everything that is not ASCII.
+    """
+    if text.isascii() and text.isprintable():
+        return text
+    return "".join(
+        one if one.isprintable() and (one.isascii() or not (ascii_only or _unsteady(one))) else _escape(one)
+        for one in text
+    )
+
+
+def _unsteady(one: str) -> bool:
+    return unicodedata.category(one)[0] == "M" or unicodedata.bidirectional(one) in ("R", "AL", "AN")
+
+
 def _escape(one: str) -> str:
     code = ord(one)
     return f"\\x{code:02x}" if code < 0x100 else f"\\u{code:04x}" if code < 0x10000 else f"\\U{code:08x}"

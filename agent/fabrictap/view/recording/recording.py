@@ -48,6 +48,8 @@ class Recording:
         self.about = about
         self.unreadable = 0
         self._block: Block | None = None
+        #: Slot -> (sequence, attributes), which do not change while the sequence does not.
+        self._attributes: dict[int, tuple[int, dict[str, str | int | bool]]] = {}
 
     @staticmethod
     def open(path: str, owners: Collection[int] | None = None) -> Recording:
@@ -159,12 +161,11 @@ class Recording:
 
         return list(self._records(self._fixed["connections_at"], _CONNECTION, used, make))
 
-    def events(self, since_ns: int = 0) -> list[Event]:
-        """The events that are kept, oldest first."""
+    def events(self, since_ns: int = 0, after: int = 0) -> list[Event]:
+        """The events that are kept, oldest first: those of a number above ``after``, for who follows them."""
         count, at = self._fixed["events"], self._fixed["events_at"]
         found = {}
-        for first in range(0, count, _BATCH):
-            many = min(_BATCH, count - first)
+        for first, many in _places(after, int(self._file.header()["events_head"]), count):
             blocks = [self._file.read(at + first * _EVENT.size, many * _EVENT.size) for _ in range(2)]
             one, two = (_EVENT.iter_unpack(block) for block in blocks)
             for index, (values, again) in enumerate(zip(one, two, strict=True), first):
@@ -175,7 +176,7 @@ class Recording:
         return [
             event
             for number, event in sorted(found.items())
-            if number > last - count and event.time_ns > since_ns
+            if number > max(last - count, after) and event.time_ns > since_ns
         ]
 
     def _records(
@@ -264,7 +265,7 @@ class Recording:
             sequence=values[0],
             metric=name,
             kind=kind,
-            attributes=decode_attributes(self._file.read(self._fixed["heap_at"] + at, size)),
+            attributes=self._attributes_of(slot, values[0], at, size),
             ended=values[_S["state"]] == layout.ENDED,
             overflow=bool(values[_S["overflow"]]),
             real=real,
@@ -277,6 +278,13 @@ class Recording:
             start_ns=values[_S["start_ns"]],
             time_ns=values[_S["time_ns"]],
         )
+
+    def _attributes_of(self, slot: int, sequence: int, at: int, size: int) -> dict[str, str | int | bool]:
+        known = self._attributes.get(slot)
+        if known is None or known[0] != sequence:
+            found = decode_attributes(self._file.read(self._fixed["heap_at"] + at, size))
+            known = self._attributes[slot] = sequence, found
+        return known[1]
 
     def _histogram(self, index: int) -> tuple[Histogram | None, HistogramCell | None]:
         """A histogram and what no row has of it yet; None where it is not whole. Raises ValueError."""
@@ -308,6 +316,18 @@ class Recording:
                 if values[_ROW_AT["number"]] == number
             }
         return Block(segment, kind, rows, {number: pieces[number] for number in whole})
+
+
+def _places(after: int, head: int, count: int) -> Iterator[tuple[int, int]]:
+    """(first place, how many) of what came after the event ``after``: all places where that is unknown."""
+    if not 0 < after <= head or head - after >= count:
+        runs = [(0, count)]
+    else:
+        first, many = (after + 1) % count, head - after
+        runs = [(first, min(many, count - first)), (0, max(0, first + many - count))]
+    for start, length in runs:
+        for batch in range(start, start + length, _BATCH):
+            yield batch, min(_BATCH, start + length - batch)
 
 
 def _runs(numbers: Sequence[int], count: int) -> Iterator[list[int]]:

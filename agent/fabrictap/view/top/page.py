@@ -13,7 +13,7 @@ from fabrictap.view.top.state import State
 from fabrictap.view.top.table import Line, Manner, Order, arrange, clip, lines
 
 #: The smallest terminal that has room for something.
-LEAST_WIDTH, LEAST_HEIGHT = 60, 12
+LEAST_WIDTH, LEAST_HEIGHT = 72, 12
 #: Overview: (page with all of it, rows that it has at least where it has so many).
 _SECTIONS: tuple[tuple[str, int], ...] = (
     (state.GPUS, 2),

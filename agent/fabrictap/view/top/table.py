@@ -33,7 +33,9 @@ class Manner:
 
     def rate(self, value: float | None) -> str:
         """Bytes per second; the head of the column says /s."""
-        return text.amount(value, "By") if value is None or not self.bits else text.amount(value * 8, "bit")
+        if value is None or not self.bits:
+            return text.amount(value, "By")
+        return text.amount(value * 8, "bit/s").removesuffix("/s")
 
     def safe(self, name: str) -> str:
         return text.steady(name, ascii_only=self.ascii_only)

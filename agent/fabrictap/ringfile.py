@@ -97,7 +97,7 @@ def directions(operations: Iterable[str]) -> dict[str, int]:
 
 @contextmanager
 def _claimed(path: Path) -> Iterator[int]:
-    """A new file ``path``.new, while nobody else writes ``path`` or is about to; whoever is inside renames it.
+    """A new file ``path``.new, while nobody else writes ``path`` or is about to; whoever is inside names it.
 
     The writer's lock is on the file itself, so that it ends with its writer, however that ends; another one,
     ``path``.lock, is held while files change places. Raises RingFileError and OSError.

@@ -1,4 +1,4 @@
-"""The ring's file: made whole, the older ones kept, one writer, and never the reason why there is no agent."""
+"""The ring's file: made whole, the older ones kept, one writer, and never why there is no agent."""
 
 from __future__ import annotations
 

@@ -73,7 +73,7 @@ class Demo:
                 all(self.exported.total("fabrictap.source.up", source=name) for name in ready)
                 and self.exported.total("fabrictap.probe.attached", fabrictap_probe="post_send_entry") > 0
             ),
-            90,
+            180,
             f"not all of {', '.join(ready)} deliver",
         )
         for point in self.exported.now("hw.network.up"):

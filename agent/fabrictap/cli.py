@@ -128,6 +128,7 @@ def _parser() -> argparse.ArgumentParser:
     )
 
     check = add("check-config", "read the configuration, print what is in force", _check_config)
+    check.add_argument("--reference", action="store_true", help="print every key there is, and what it means")
     _configuration(check)
 
     doctor = add("doctor", "say what can be seen on this node, what not, and why", _doctor)
@@ -328,6 +329,11 @@ def _run(options: argparse.Namespace) -> int:
 
 
 def _check_config(options: argparse.Namespace) -> int:
+    if options.reference:
+        from fabrictap.view import configuration
+
+        print(configuration.markdown(), end="")
+        return 0
     import yaml
 
     from fabrictap.config import as_written

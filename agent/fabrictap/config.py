@@ -419,7 +419,7 @@ def parse_size(text: str) -> Size:
 
 def as_written(config: Config) -> dict[str, Any]:
     """The configuration as a file could hold it, units and all; header values as ``***``."""
-    tree: dict[str, Any] = _written(config)
+    tree: dict[str, Any] = written(config)
     for signal in tree["export"]["otlp"].values():
         if isinstance(signal, dict):
             signal["headers"] = dict.fromkeys(signal["headers"], "***")
@@ -428,20 +428,21 @@ def as_written(config: Config) -> dict[str, Any]:
 
 def policy_as_written(policy: Policy) -> dict[str, Any]:
     """A policy as a file could hold it, what is as by default left out."""
-    usual = _written(WorkloadPolicy())
+    usual = written(WorkloadPolicy())
     rules = [
-        {key: value for key, value in _written(rule).items() if value != usual[key]}
+        {key: value for key, value in written(rule).items() if value != usual[key]}
         for rule in policy.workloads
     ]
     by = {} if policy.tenant_by is None else {"tenant_by": policy.tenant_by}
     return {"workloads": rules, **by}
 
 
-def _written(value: Any) -> Any:
+def written(value: Any) -> Any:
+    """A value, or a section of them, as a file could hold it."""
     if isinstance(value, Section):
-        return {name: _written(getattr(value, name)) for name in value.__struct_fields__}
+        return {name: written(getattr(value, name)) for name in value.__struct_fields__}
     if isinstance(value, list):
-        return [_written(one) for one in value]
+        return [written(one) for one in value]
     if isinstance(value, Duration):
         scales = sorted(_DURATION_UNITS.items(), key=lambda item: -item[1])
         unit, scale = next((u for u in scales if value and value / u[1] == int(value / u[1])), ("ms", 1e-3))

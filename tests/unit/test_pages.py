@@ -10,6 +10,8 @@ import yaml
 from fabrictap import config
 from fabrictap.ext import layout
 from fabrictap.ledger.flows import FlowId
+from fabrictap.meanings import MEANINGS, RULE
+from fabrictap.view import configuration
 
 ROOT = Path(__file__).parents[2]
 PAGES = [ROOT / "README.md", *(ROOT / "docs").glob("*.md")]
@@ -24,16 +26,33 @@ def keys(tree, path=()):
             yield ".".join((*path, key)), value
 
 
-def test_the_operators_page_has_every_key_with_its_default():
+def test_the_configurations_page_is_current():
+    page = (ROOT / "docs" / "configuration.md").read_text()
+    assert page == configuration.markdown(), "fabrictap check-config --reference >docs/configuration.md"
+
+
+def test_every_key_has_a_meaning_and_its_default():
     documented = {}
-    for line in (ROOT / "docs" / "operator.md").read_text().splitlines():
-        if match := re.match(r"\| `([a-z_.{},]+)` \| `(.*?)` \| .+ \|$", line):
-            key, default = match.groups()
-            head, brace, rest = key.partition("{")
-            names, _, tail = rest.partition("}")
-            for name in names.split(",") if brace else [""]:
-                documented[f"{head}{name}{tail}" if brace else key] = yaml.safe_load(default)
+    for key, _, default, meaning in configuration.rows():
+        head, brace, rest = key.partition("{")
+        names, _, tail = rest.partition("}")
+        assert meaning
+        for name in names.split(",") if brace else [""]:
+            documented[f"{head}{name}{tail}" if brace else key] = yaml.safe_load(default)
     assert documented == dict(keys(config.as_written(config.Config())))
+    assert set(MEANINGS) == {key for key, _, _, _ in configuration.rows()}, "a key that there is not"
+    assert set(RULE) == set(config.WorkloadPolicy.__struct_fields__)
+
+
+def test_the_operators_page_has_true_defaults():
+    known = {key: default for key, _, default, _ in configuration.rows()}
+    found = re.findall(
+        r"^\| `([a-z_.{},]+)` \| `(.*?)` \| ", (ROOT / "docs" / "operator.md").read_text(), re.MULTILINE
+    )
+    assert found
+    assert {key: default for key, default in found if key in known} == {
+        key: known.get(key) for key, _ in found
+    }
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)

@@ -31,7 +31,7 @@ class Agent:
             stdout=subprocess.DEVNULL,
             stderr=self._said,
         )
-        eventually(lambda: self._ticked(ticks), f"{ticks} ticks", 60)
+        eventually(lambda: self._ticked(ticks), f"{ticks} ticks", 60 + 2 * ticks)
 
     def _ticked(self, ticks):
         assert self.process.poll() is None, self.said

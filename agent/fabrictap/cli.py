@@ -88,8 +88,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _run_command(arguments: Sequence[str] | None) -> int:
-    parser = _parser()
-    options, rest = parser.parse_known_args(arguments)
+    options, rest = command_line().parse_known_args(arguments)
     if rest:
         options.parser.unknown(rest[0])
     from fabrictap.config import ConfigError
@@ -101,7 +100,8 @@ def _run_command(arguments: Sequence[str] | None) -> int:
         return _USAGE_ERROR
 
 
-def _parser() -> argparse.ArgumentParser:
+def command_line() -> argparse.ArgumentParser:
+    """What the command line is parsed with. Each command's function is in ``command``."""
     parser = _Parser(
         prog="fabrictap",
         description="A tap for the GPU interconnect traffic that skips the host CPU.",
@@ -451,13 +451,16 @@ def _top(options: argparse.Namespace) -> int:
     from fabrictap.view.top import app, state
     from fabrictap.view.top.table import Order
 
-    heads = [column.head for column in state.TABLES.get(options.page, ()) if column.key]
+    heads = {
+        column.head.casefold(): column.head for column in state.TABLES.get(options.page, ()) if column.key
+    }
     chosen = state.State(page=options.page, filter=options.filter, bits=options.bits)
     if options.sort is not None:
-        if options.sort.upper() not in heads:
-            what = f"one of {', '.join(heads)}" if heads else "none, for that page has no table"
+        head = heads.get(options.sort.casefold())
+        if head is None:
+            what = f"one of {', '.join(heads.values())}" if heads else "none, for that page has no table"
             raise ConfigError(f"--sort {options.sort}: expected {what}")
-        chosen.orders[options.page] = Order(options.sort.upper())
+        chosen.orders[options.page] = Order(head)
     interval = _time(options, "interval")
     path = _path(options)
     return app.main(

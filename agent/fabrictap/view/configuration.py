@@ -18,8 +18,9 @@ _INTRODUCTION = (
     "[operator.md](operator.md#configuration). A key `section.key` is written as YAML, as",
     "`--set section.key=VALUE`, or as the variable `FABRICTAP_SECTION__KEY` of the environment.",
     "",
-    "A duration is written `500ms`, `10s`, `5m`, `1h` or `1d`, a size `512KiB`, `64MiB` or `2GiB`. *or null*:",
-    "it may be left open, and the meaning says what that does. `{metrics,traces,logs}` stands for each of them.",
+    "A duration is written `500ms`, `10s`, `5m`, `1h` or `1d`, a size `512KiB`, `64MiB` or `2GiB`.",
+    "*or null*: it may be left open, and the meaning says what that does. `{metrics,traces,logs}` stands for",
+    "each of the three.",
 )
 
 

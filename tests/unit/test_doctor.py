@@ -43,7 +43,7 @@ def test_a_device_that_is_absent_is_nothing_missing(node):
     assert "modprobe" in check.fix
 
 
-@pytest.mark.parametrize("capability", doctor._CAPABILITIES, ids=lambda capability: capability.name)
+@pytest.mark.parametrize("capability", doctor.CAPABILITIES, ids=lambda capability: capability.name)
 def test_a_capability_that_is_missing_is_named_with_what_it_costs(node, monkeypatch, capsys, capability):
     monkeypatch.setattr(doctor.platform, "release", lambda: "5.8.0")
     # CAP_SYS_ADMIN implies some of the others.

@@ -7,11 +7,11 @@ from pathlib import Path
 import pytest
 import yaml
 
-from fabrictap import config
+from fabrictap import catalog, config
 from fabrictap.ext import layout
 from fabrictap.ledger.flows import FlowId
 from fabrictap.meanings import MEANINGS, RULE
-from fabrictap.view import configuration
+from fabrictap.view import configuration, doctor
 
 ROOT = Path(__file__).parents[2]
 PAGES = [ROOT / "README.md", *(ROOT / "docs").glob("*.md")]
@@ -67,6 +67,36 @@ def test_links_between_pages_lead_somewhere(page):
             there = (page.parent / file).resolve() if file else page
             assert there.exists(), target
             assert not anchor or anchor in anchors(there), target
+
+
+def test_the_security_page_has_a_word_about_every_finding():
+    page = (ROOT / "docs" / "security.md").read_text()
+    section = page.partition("\n## Findings\n")[2].partition("\n## ")[0]
+    told = [name for title in re.findall(r"^### (.+)$", section, re.MULTILINE) for name in title.split(", ")]
+    assert sorted(told) == sorted(finding.name for finding in catalog.findings())
+
+
+def test_the_security_page_has_every_capability_that_doctor_asks_for():
+    page = (ROOT / "docs" / "security.md").read_text()
+    section = page.partition("\n## Capabilities\n")[2].partition("\n## ")[0]
+    listed = re.findall(r"^\| `(CAP_\w+)` \|", section, re.MULTILINE)
+    assert sorted(listed) == sorted(one.name for one in doctor.CAPABILITIES)
+
+
+def test_the_security_page_names_every_program_that_is_started():
+    page = (ROOT / "docs" / "security.md").read_text()
+    started = set()
+    for file in (ROOT / "agent").rglob("*.py"):
+        started |= set(re.findall(r'"-m",\s*"(fabrictap\.[a-z_.]+)"', file.read_text()))
+        text = file.read_text()
+        assert "os.system" not in text
+        if "subprocess.Popen(" in text or "subprocess.run(" in text:
+            assert file.name in ("returns.py", "providers.py"), (
+                f"{file} starts a program that the page does not name"
+            )
+    assert started
+    for module in started:
+        assert f"`python -m {module}`" in page
 
 
 def test_the_test_vector_of_flow_ids_is_right():

@@ -48,7 +48,7 @@ class _Capability:
 
 # include/uapi/linux/capability.h
 _SYS_ADMIN = 21
-_CAPABILITIES = (
+CAPABILITIES = (
     # Measured on 6.1: bpf_btf_get_fd_by_id (type information of modules) and perf_event_open of a uprobe ask
     # for it whatever else is held; Debian, with kernel.perf_event_paranoid above 2, for all probes.
     _Capability(
@@ -187,7 +187,7 @@ def _held() -> int:
 def _capabilities() -> Iterator[Check]:
     held = _held()
     old = tuple(int(part) for part in re.findall(r"\d+", platform.release())[:2]) < (5, 11)
-    for capability in _CAPABILITIES:
+    for capability in CAPABILITIES:
         if capability.name == "CAP_SYS_RESOURCE" and not old:
             continue
         by_admin = capability.name in _IMPLIED and held >> _SYS_ADMIN & 1

@@ -85,7 +85,7 @@ GPUS: tuple[Column[Gpu], ...] = (
         lambda one: links_down(one.links),
         3,
         down=True,
-        style=lambda one: "bad" if links_down(one.links) else "",
+        style=lambda one: "bad" if links_down(one.links) else "past",
     ),
     _rate("NVLINK IN/s", lambda one: one.nvlink_receive.rate),
     _rate("NVL OUT/s", lambda one: one.nvlink_transmit.rate),

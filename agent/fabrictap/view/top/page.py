@@ -144,8 +144,7 @@ def _sum_line(parts: Sequence[tuple[str, Way, str]], width: int, manner: Manner)
     for name, way, style in parts:
         rate = manner.rate(way.rate) + ("/s" if way.rate is not None else "")
         picture = spark.line(way.past, room, None, ascii_only=manner.ascii_only) if room >= 4 else ""
-        line.append((f"{name} {rate:>10} {picture}", style))
-        line.append((" " if picture else "", ""))
+        line += [(f"{name} {rate:>10} ", style), (picture, style or "past"), (" " if picture else "", "")]
     return line
 
 

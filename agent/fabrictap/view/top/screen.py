@@ -24,6 +24,7 @@ STYLES = {
     "warn": ("33", "1"),
     "bad": ("1;31", "1;7"),
     "dark": ("35", "1"),
+    "past": ("36", ""),
 }
 #: Alternate screen, no cursor, no wrapping at the right margin; and back.
 _ENTER = "\x1b[?1049h\x1b[?25l\x1b[?7l\x1b[2J"

@@ -103,6 +103,7 @@ def lines(
             if index:
                 style = column.style(rows[index - 1]) if column.style else ""
                 if column.past is not None:
+                    style = style or "past"
                     said = _spark(column, rows[index - 1], wide, manner)
             cut = clip(said, wide, manner, end=column.end and index > 0)
             fill = " " * (wide - text.width(cut))

@@ -13,7 +13,7 @@ from fabrictap.view.recording import Connection, Recording, Row, SeriesEntry
 from fabrictap.view.recording.about import MetricName
 from fabrictap.view.snapshot import Now
 from fabrictap.view.text import UNKNOWN
-from fabrictap.view.top.findings import Findings
+from fabrictap.view.top.findings import SEVERITIES, Findings
 from fabrictap.view.top.follow import Follower
 from fabrictap.view.top.look import NOWHERE, Flow, Gpu, Link, Look, Port, Way, added
 from fabrictap.view.top.past import Pasts
@@ -80,15 +80,16 @@ class Reader:
         self._pasts.update(recording, (*told, *posted), rows)
         now = [Now(entry, None, None) for entry in entries]
         index = _index(entries)
+        seen_ns = time.time_ns() if life.alive else life.last_tick_ns or life.created_ns
         found = Look(
-            time_ns=time.time_ns() if life.alive else life.last_tick_ns or life.created_ns,
+            time_ns=seen_ns,
             life=life,
             version=recording.about.agent.version,
             resource=recording.about.resource,
             ports=tuple(self._ports(now, index)),
             gpus=tuple(self._gpus(now, index)),
             flows=tuple(self._flows(top, entries, posts)),
-            findings=tuple(self._findings.update(recording)),
+            findings=tuple(self._findings.update(recording, _open_findings(entries), seen_ns)),
             picture=_picture(recording, now, rows),
             unreadable=recording.unreadable,
         )
@@ -251,6 +252,18 @@ def _index(entries: Iterable[SeriesEntry]) -> dict[_Key, SeriesEntry]:
     return found
 
 
+def _open_findings(entries: Iterable[SeriesEntry]) -> dict[str, tuple[int, int]]:
+    """Kind -> (how many are open, the worst severity of them)."""
+    found: dict[str, tuple[int, int]] = {}
+    for one in entries:
+        if one.metric.name == catalog.FINDING_OPEN.name and isinstance(one.value, int):
+            kind = str(one.attributes.get(catalog.FINDING_KIND.name))
+            number, worst = found.get(kind, (0, 0))
+            level = SEVERITIES.get(str(one.attributes.get(catalog.FINDING_SEVERITY.name)), 9)
+            found[kind] = number + one.value, max(worst, level if one.value else 0)
+    return found
+
+
 def _remote(attributes: Mapping[str, Any]) -> str:
     """What is at the other end of a link: a GPU's id, or its kind and address."""
     kind = str(attributes.get(catalog.GPU_REMOTE_TYPE.name, ""))
@@ -264,11 +277,6 @@ def _picture(recording: Recording, now: list[Now], rows: Sequence[Row]) -> dict[
         "memory": snapshot.memory_of(now),
         "losses": snapshot.losses_of(now),
         "sources": snapshot.sources_of(now, {}),
-        "findings_open": sum(
-            int(one.series.value)
-            for one in now
-            if one.series.metric.name == catalog.FINDING_OPEN.name and isinstance(one.series.value, int)
-        ),
         "rows": len(rows),
         "tick": recording.tick_ns / 1e9,
     }

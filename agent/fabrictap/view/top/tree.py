@@ -38,7 +38,7 @@ def as_json(look: Look) -> dict[str, Any]:
                 "level": severity(one).lower(),
                 "open": not one.ended,
                 "text": one.text,
-                "since": moment(one.since_ns, 3),
+                "since": moment(one.since_ns, 3) if one.since_ns else None,
                 "last": moment(one.time_ns, 3),
                 "pid": one.pid,
                 "process": one.process,

@@ -57,8 +57,10 @@ class Findings:
                 self._found[key] = replace(one, ended=True)
         listed = Counter(one.kind for one in self._found.values() if not one.ended)
         found = list(self._found.values())
+        # An end that has just been told is not in the count yet.
+        fresh = {one.kind for one in found if now_ns - one.time_ns <= _SETTLED_NS}
         for kind, (number, severity) in counts.items():
-            if not listed[kind] and number:
+            if number and not listed[kind] and kind not in fresh:
                 found.append(_told_earlier(kind, number, severity, now_ns))
         return sorted(found, key=lambda one: (one.ended, -one.severity, -one.time_ns))
 

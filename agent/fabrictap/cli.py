@@ -175,6 +175,17 @@ def _parser() -> argparse.ArgumentParser:
     snapshot.add_argument("--json", action="store_true", help="as JSON")
     _recording(snapshot)
 
+    health = add(
+        "health", "say whether the agent lives, for probes: exit code 0 or 1, and one line", _reads(_health)
+    )
+    health.add_argument(
+        "--max-age", metavar="TIME", default="30s", help="without a tick for longer it hangs (30s)"
+    )
+    health.add_argument(
+        "--ready", action="store_true", help="0 only where, besides, one of its sources delivers"
+    )
+    _recording(health)
+
     recorder = add(
         "recorder", "what the flight recorder has, also of an agent that is dead", _no_recorder_command
     )
@@ -249,7 +260,7 @@ def _load(options: argparse.Namespace) -> Config:
 def _no_command(options: argparse.Namespace) -> NoReturn:
     parser: _Parser = options.parser
     parser.error(
-        "which command? One of run, check-config, doctor, audit, flows, snapshot, recorder, policy, catalog, "
+        "which command? One of run, check-config, doctor, audit, flows, snapshot, health, recorder, policy, catalog, "
         "version"
     )
 
@@ -383,7 +394,7 @@ def _time(options: argparse.Namespace, name: str) -> float | None:
     try:
         return None if value is None else parse_duration(value)
     except ValueError as error:
-        raise ConfigError(f"--{name}: {error}") from None
+        raise ConfigError(f"--{name.replace('_', '-')}: {error}") from None
 
 
 def _flows(options: argparse.Namespace) -> int:
@@ -415,6 +426,14 @@ def _snapshot(options: argparse.Namespace) -> int:
     from fabrictap.view import recorder, snapshot
 
     return snapshot.main(recorder.opener(_path(options), _owner(options)), as_json=options.json)
+
+
+def _health(options: argparse.Namespace) -> int:
+    from fabrictap.view import health, recorder
+
+    max_age = _time(options, "max_age")
+    with recorder.opener(_path(options), _owner(options))() as recording:
+        return health.main(recording, 30.0 if max_age is None else max_age, ready=options.ready)
 
 
 def _dump(options: argparse.Namespace) -> int:

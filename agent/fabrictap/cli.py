@@ -131,20 +131,8 @@ def _parser() -> argparse.ArgumentParser:
     _configuration(doctor)
     doctor.add_argument("--json", action="store_true", help="as JSON")
 
-    audit = add(
-        "audit", "list the ways past the CPU: what observes each, what is exposed, what mends it", _audit
-    )
-    audit.add_argument("--json", action="store_true", help="as JSON")
-    audit.add_argument(
-        "--fail-on",
-        metavar="LEVEL",
-        choices=("high", "medium", "low", "never"),
-        default="never",
-        help="exit with 1 where something is exposed as badly (high, medium, low), with 3 where it may "
-        "be and could not be looked at",
-    )
-    audit.add_argument("--root", metavar="DIR", help="another node's: DIR/sys, DIR/proc and DIR/dev")
-    _recording(audit)
+    does = "list the ways past the CPU: what observes each, what is exposed, what mends it"
+    _audit_options(add("audit", does, _audit))
 
     flows = add("flows", "list the RDMA connections: who, with whom, how much", _reads(_flows))
     flows.add_argument("--all", action="store_true", help="also those that have ended a moment ago")
@@ -175,16 +163,9 @@ def _parser() -> argparse.ArgumentParser:
     snapshot.add_argument("--json", action="store_true", help="as JSON")
     _recording(snapshot)
 
-    health = add(
-        "health", "say whether the agent lives, for probes: exit code 0 or 1, and one line", _reads(_health)
+    _health_options(
+        add("health", "say whether the agent lives, in one line and by the exit code", _reads(_health))
     )
-    health.add_argument(
-        "--max-age", metavar="TIME", default="30s", help="without a tick for longer it hangs (30s)"
-    )
-    health.add_argument(
-        "--ready", action="store_true", help="0 only where, besides, one of its sources delivers"
-    )
-    _recording(health)
 
     recorder = add(
         "recorder", "what the flight recorder has, also of an agent that is dead", _no_recorder_command
@@ -232,6 +213,30 @@ def _recording(parser: argparse.ArgumentParser) -> None:
     _configuration(parser)
 
 
+def _audit_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--json", action="store_true", help="as JSON")
+    parser.add_argument(
+        "--fail-on",
+        metavar="LEVEL",
+        choices=("high", "medium", "low", "never"),
+        default="never",
+        help="exit with 1 where something is exposed as badly (high, medium, low), with 3 where it may "
+        "be and could not be looked at",
+    )
+    parser.add_argument("--root", metavar="DIR", help="another node's: DIR/sys, DIR/proc and DIR/dev")
+    _recording(parser)
+
+
+def _health_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--max-age", metavar="TIME", default="30s", help="without a tick for longer it hangs (30s)"
+    )
+    parser.add_argument(
+        "--ready", action="store_true", help="0 only where, besides, one of its sources delivers"
+    )
+    _recording(parser)
+
+
 def _policy(parser: argparse.ArgumentParser) -> None:
     policies = parser.add_subparsers(metavar="PART")
     does = "propose a policy from what was observed, as YAML"
@@ -260,8 +265,8 @@ def _load(options: argparse.Namespace) -> Config:
 def _no_command(options: argparse.Namespace) -> NoReturn:
     parser: _Parser = options.parser
     parser.error(
-        "which command? One of run, check-config, doctor, audit, flows, snapshot, health, recorder, policy, catalog, "
-        "version"
+        "which command? One of run, check-config, doctor, audit, flows, snapshot, health, recorder, policy, "
+        "catalog, version"
     )
 
 

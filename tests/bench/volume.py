@@ -1,7 +1,7 @@
 """What one node sends: series, and bytes of an export, before and on the wire.
 
-The node is the simulated HGX H100 (8 GPUs with 18 NVLinks, 9 ports), the agent is the real one with its default
-settings, the receiver a gRPC server of grpcio behind a forwarder that counts bytes.
+The node is the simulated HGX H100 (8 GPUs with 18 NVLinks, 9 ports), the agent is the real one with its
+default settings, the receiver a gRPC server of grpcio behind a forwarder that counts bytes.
 """
 
 from __future__ import annotations
@@ -139,7 +139,7 @@ def _run(compression: str) -> list[Result]:
 
 def _wait(receiver: Receiver, exports: int) -> int:
     """Wait for as many exports of metrics; the number of calls then."""
-    deadline = time.monotonic() + 15 * exports + 60
+    deadline = time.monotonic() + 15 * exports + 120
     while True:
         calls = list(receiver.calls)
         if sum(call[0].endswith("MetricsService/Export") for call in calls) >= exports:

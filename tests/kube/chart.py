@@ -74,6 +74,12 @@ def attempt(
     return run("helm", *arguments)
 
 
+def conform(text: str, version: str) -> subprocess.CompletedProcess[str]:
+    """Hold a stream of YAML documents against the API of a version of Kubernetes."""
+    where = tools() / "schemas" / version / "{{.ResourceKind}}{{.KindSuffix}}.json"
+    return run("kubeconform", "-strict", "-output=json", "-schema-location", str(where), stdin=text)
+
+
 def objects(text: str) -> dict[str, dict]:
     """Kind -> object; the chart has no two of a kind."""
     found = [one for one in yaml.safe_load_all(text) if one]

@@ -1,8 +1,9 @@
 """Turns Kubernetes' OpenAPI document into JSON schemas for kubeconform: schemas.py SWAGGER FOLDER
 
-Each kind that the chart and the manifests may have becomes FOLDER/KIND-GROUP-VERSION.json, complete in itself and
-strict: a field that this version of the API does not have is an error, as are wrong types, missing required fields
-and unknown words of an enumeration. What only the API server's code checks (as a capability's name) is not in it.
+Each kind that the chart and the manifests may have becomes FOLDER/KIND-GROUP-VERSION.json, complete in itself
+and strict: a field that this version of the API does not have is an error, as are wrong types, missing
+required fields and unknown words of an enumeration. What only the API server's code checks (as that some
+fields exclude each other) is not in it.
 """
 
 import json

@@ -7,6 +7,7 @@ import pytest
 import yaml
 
 from fabrictap import config
+from fabrictap.cli import main
 from kube import chart
 
 IDS = [file.stem for file in chart.VALUES]
@@ -23,15 +24,7 @@ def test_helm_lint_finds_nothing(values):
 @pytest.mark.parametrize("values", chart.VALUES, ids=IDS)
 def test_every_version_of_kubernetes_takes_it(values):
     for version in chart.versions():
-        where = chart.tools() / "schemas" / version
-        done = chart.run(
-            "kubeconform",
-            "-strict",
-            "-output=json",
-            "-schema-location",
-            f"{where}/{{{{.ResourceKind}}}}{{{{.KindSuffix}}}}.json",
-            stdin=chart.template(values, version),
-        )
+        done = chart.conform(chart.template(values, version), version)
         assert done.returncode == 0, f"{version}: {done.stdout}{done.stderr}"
 
 
@@ -45,13 +38,7 @@ def test_the_schemas_do_refuse_what_a_version_does_not_have():
         ("1.34.2", "  selector:\n", "  minReadySeconds: 1\n  selektor:\n"),
     ):
         assert old in good
-        done = chart.run(
-            "kubeconform",
-            "-strict",
-            "-schema-location",
-            f"{chart.tools()}/schemas/{version}/{{{{.ResourceKind}}}}{{{{.KindSuffix}}}}.json",
-            stdin=good.replace(old, new, 1),
-        )
+        done = chart.conform(good.replace(old, new, 1), version)
         assert done.returncode == 1, (version, new)
 
 
@@ -159,8 +146,6 @@ def test_a_mistake_is_refused_before_it_reaches_a_cluster(settings, said):
 
 
 def test_probes_run_commands_that_there_are(capsys):
-    from fabrictap.cli import main
-
     for name in ("startupProbe", "livenessProbe", "readinessProbe"):
         program, *arguments = chart.container(chart.template(BY_NAME["default"]))[name]["exec"]["command"]
         assert program == "fabrictap"

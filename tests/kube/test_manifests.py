@@ -5,13 +5,13 @@ from pathlib import Path
 
 import yaml
 
+from fabrictap import catalog
+from fabrictap.export import prometheus
 from fabrictap.version import VERSION
-from kube import chart
+from kube import chart, manifests
 
 
 def test_the_manifests_are_those_that_the_chart_makes():
-    from kube import manifests
-
     for name, text in manifests.made().items():
         there = chart.MANIFESTS / name
         assert there.is_file(), f"make manifests: {there} is missing"
@@ -37,3 +37,10 @@ def test_every_value_is_in_the_schema_and_the_page():
     page = (Path(chart.ROOT) / "docs" / "kubernetes.md").read_text()
     said = set(re.findall(r"^\| `([A-Za-z]+)", page, re.MULTILINE))
     assert set(values) - said == set()
+
+
+def test_names_of_metrics_on_the_page_are_those_that_prometheus_has():
+    page = (Path(chart.ROOT) / "docs" / "kubernetes.md").read_text()
+    said = set(re.findall(r"`((?:hw|gpu|fabrictap)_[a-z_]+)`", page)) - {"hw_id"}
+    assert said
+    assert said <= {prometheus.name(metric) for metric in catalog.metrics()}

@@ -89,10 +89,11 @@ schemas() {
 say "building helm, kubeconform and kube-score with Go $found, and schemas of Kubernetes ${kubernetes[*]}"
 if ! {
     cd "$work" # go mod download looks for a module here, and finds none
+    schemas & # waits for the network while the others wait for the CPU
     for program in "${programs[@]}"; do
         go install -ldflags='-s -w' "$program"
     done
-    schemas
+    wait $!
 } >"$work/log" 2>&1; then
     cp "$work/log" "$target.log"
     tail -n 20 "$work/log" >&2

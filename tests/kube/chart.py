@@ -39,7 +39,7 @@ def versions() -> list[str]:
 
 def run(program: str, *arguments: str | Path, stdin: str | None = None) -> subprocess.CompletedProcess[str]:
     """Run helm, kubeconform or kube-score; helm keeps its files where nobody else's are."""
-    home = tools() / "home"
+    home = ROOT / "build" / "helm"
     environment = {"PATH": os.environ["PATH"], "HOME": str(home), "HELM_CACHE_HOME": str(home)}
     return subprocess.run(
         [tools() / "bin" / program, *arguments],
@@ -67,8 +67,7 @@ def attempt(
     arguments: list[str | Path] = ["template", "fabrictap", CHART, "--namespace", NAMESPACE]
     if values is not None:
         arguments += ["--values", values]
-    if version is not None:
-        arguments += ["--kube-version", version]
+    arguments += ["--kube-version", version or versions()[-1]]
     for setting in settings:
         arguments += ["--set", setting]
     return run("helm", *arguments)

@@ -16,7 +16,6 @@ EXCEPTIONS = {
     "of a limited size: none is used",
     "pod-networkpolicy": "with hostNetwork no NetworkPolicy can hold the pod; networkPolicy.enabled is for "
     "hostNetwork: false, and the agent listens to nothing by default",
-    "pod-topology-spread-constraints": "a DaemonSet",
 }
 #: And with these values besides.
 MORE = {

@@ -116,7 +116,7 @@ def _now() -> list[Json]:
 def _nodes() -> list[Json]:
     return [
         table(
-            "Nodes",
+            "Every node",
             about(says="One line for each node. Rates are those of the last few minutes."),
             Query(f"sum by ({PLACE}) ({WHOLE_GPUS})"),
             Query(f"sum by ({PLACE}) ({of(P.NETWORK_UP)})"),
@@ -185,7 +185,7 @@ def _traffic() -> list[Json]:
     by_node = f"{{{{{NODE}}}}}"
     return [
         timeseries(
-            "RDMA sent",
+            "RDMA sent by node",
             about(catalog.NETWORK_IO),
             Query(f"sum by ({NODE}) ({SENT})", by_node),
             unit=BYTES_PER_SECOND,
@@ -193,7 +193,7 @@ def _traffic() -> list[Json]:
             stacked=True,
         ),
         timeseries(
-            "NVLink sent",
+            "NVLink sent by node",
             about(catalog.GPU_IO),
             Query(f"sum by ({NODE}) ({NVLINK_OUT})", by_node),
             unit=BYTES_PER_SECOND,
@@ -201,7 +201,7 @@ def _traffic() -> list[Json]:
             stacked=True,
         ),
         timeseries(
-            "Dark egress",
+            "Dark egress by node",
             about(catalog.PORT_DARK),
             Query(f"sum by ({NODE}) ({DARK_OUT})", by_node),
             unit=BYTES_PER_SECOND,

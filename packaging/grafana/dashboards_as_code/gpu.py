@@ -33,7 +33,7 @@ from dashboards_as_code.panels import (
     table,
     timeseries,
 )
-from dashboards_as_code.promql import IN, NODE, OUT, P, of, peak, rate
+from dashboards_as_code.promql import IN, NODE, OUT, P, grown, of, peak, rate
 from fabrictap import catalog
 
 _GPU = 'hw_id=~"$gpu"'
@@ -209,9 +209,7 @@ def _pcie() -> list[Json]:
 
 
 def _health() -> list[Json]:
-    xids = of(P.ERRORS, 'error_type=~"xid_.*"', _GPU)
-    # A series that comes into being with its first error has no growth yet.
-    new_xids = f"(increase({xids}[$__rate_interval]) > 0 or ({xids} unless {xids} offset $__rate_interval))"
+    new_xids = grown(P.ERRORS, 'error_type=~"xid_.*"', _GPU)
     return [
         states(
             "Condition",
@@ -296,8 +294,8 @@ def _users() -> list[Json]:
             "GPUs",
             about(catalog.GPU_PRESENT),
             Query(
-                f"max by ({NODE}, hw_id, gpu_index, hw_model, hw_driver_version, gpu_pci_address, gpu_rdma_devices,"
-                f" gpu_rdma_distance) ({of(P.GPU_PRESENT, _GPU)})"
+                f"max by ({NODE}, hw_id, gpu_index, hw_model, hw_driver_version, gpu_pci_address, gpu_rdma_devices"
+                f") ({of(P.GPU_PRESENT, _GPU)})"
             ),
             columns=[
                 node_column(),
@@ -306,7 +304,6 @@ def _users() -> list[Json]:
                 Column("hw_driver_version", "Driver"),
                 Column("gpu_pci_address", "PCI"),
                 Column("gpu_rdma_devices", "Nearest RDMA"),
-                Column("gpu_rdma_distance", "Distance"),
             ],
             size=(12, 9),
         ),

@@ -97,7 +97,7 @@ def timeseries(
     custom: Json = {
         "drawStyle": "bars" if bars else "line",
         "lineWidth": 1,
-        "fillOpacity": 80 if bars else 25 if stacked or mirrored else 8,
+        "fillOpacity": 80 if bars else 30 if stacked else 12 if mirrored else 0,
         "showPoints": "never",
         "spanNulls": False,
         "lineInterpolation": "linear",
@@ -141,6 +141,7 @@ def stat(
     sparkline: bool = True,
     decimals: int | None = None,
     link: Json | None = None,
+    names: bool = False,
 ) -> Json:
     """One number, coloured by ``steps``, over its own course."""
     panel = _panel("stat", title, description, _targets(queries, instant=False), size)
@@ -155,7 +156,7 @@ def stat(
         "reduceOptions": {"calcs": ["lastNotNull"], "fields": "", "values": False},
         "graphMode": "area" if sparkline else "none",
         "colorMode": "value",
-        "textMode": "value" if len(queries) == 1 else "value_and_name",
+        "textMode": "value_and_name" if names else "value",
         "justifyMode": "auto",
         "orientation": "auto",
     }

@@ -56,6 +56,12 @@ def rate(metric: str, *matchers: str) -> str:
     return f"rate({of(metric, *matchers)}{RATE})"
 
 
+def grown(metric: str, *matchers: str) -> str:
+    """What was counted lately. A series that begins with its first count has not grown: it is new."""
+    series = of(metric, *matchers)
+    return f"(increase({series}{RATE}) > 0 or ({series} unless {series} offset $__rate_interval))"
+
+
 def quantile(share: float, histogram: str, by: str, *matchers: str) -> str:
     """Of a histogram that came as classic buckets (fabrictap's own text) or as a native one (over OTLP)."""
     classic = rate(f"{histogram}_bucket", *matchers)

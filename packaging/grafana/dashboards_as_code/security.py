@@ -31,7 +31,7 @@ from dashboards_as_code.panels import (
     table,
     timeseries,
 )
-from dashboards_as_code.promql import NODE, OUT, P, of, rate
+from dashboards_as_code.promql import NODE, OUT, P, grown, of, rate
 from fabrictap import catalog
 
 _PORT = f"{{{{{NODE}}}}} {{{{hw_id}}}}"
@@ -67,6 +67,7 @@ def _now() -> list[Json]:
             unit=NUMBER,
             size=(6, 4),
             steps=WARN_FROM_ONE,
+            names=True,
         ),
         stat(
             "Dark egress",
@@ -118,7 +119,7 @@ def _findings() -> list[Json]:
             "Opened",
             about(catalog.FINDING_COUNT),
             Query(
-                f"sum by (fabrictap_finding_kind) (increase({of(P.FINDING_COUNT)}[$__rate_interval]))",
+                f"sum by (fabrictap_finding_kind) ({grown(P.FINDING_COUNT)})",
                 "{{fabrictap_finding_kind}}",
             ),
             unit=NUMBER,
@@ -132,7 +133,7 @@ def _findings() -> list[Json]:
                 f"`{catalog.FINDING_RAISED.name}`: {catalog.FINDING_RAISED.description}."
             ),
             f'{{service_name="fabrictap"}} | {NODE}=~"$node" | fabrictap_finding_kind!=""',
-            size=(24, 8),
+            size=(24, 6),
         ),
     ]
 

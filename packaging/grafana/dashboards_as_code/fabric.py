@@ -24,6 +24,7 @@ from fabrictap import catalog
 
 _PORT = 'hw_id=~"$port"'
 _NAME = f"{{{{{NODE}}}}} {{{{hw_id}}}}"
+_COUNTED = f"{{{{{NODE}}}}} {{{{rdma_counter_name}}}}"
 
 
 def build() -> Json:
@@ -110,7 +111,8 @@ def _load() -> list[Json]:
             "Bursts beside averages",
             about(
                 *catalog.rates(catalog.NETWORK_IO),
-                says="Of the busiest port: the rate over an export interval, and the largest between two samples in it.",
+                says="Of the busiest port: the rate over an export interval, and the largest between two "
+                "samples in it.",
             ),
             Query(f"max({of(average(catalog.NETWORK_IO), OUT, _PORT)})", "average"),
             Query(f"max({of(peak(catalog.NETWORK_IO), OUT, _PORT)})", "peak"),
@@ -137,8 +139,8 @@ def _congestion() -> list[Json]:
             "Waiting for credits (InfiniBand)",
             about(
                 catalog.PORT_COUNTER,
-                says="port_xmit_wait: ticks in a second in which data was there and could not be sent. What a "
-                "tick is depends on the device; compare ports with each other.",
+                says="port_xmit_wait: ticks in a second in which data was there and could not be sent. What "
+                "a tick is depends on the device; compare ports with each other.",
             ),
             Query(f"topk(10, sum by ({NODE}, hw_id) ({waits}))", _NAME),
             unit=PER_SECOND,
@@ -150,9 +152,7 @@ def _congestion() -> list[Json]:
                 catalog.PORT_COUNTER,
                 says="Packets marked on the way (ECN), notices sent for them, notices handled.",
             ),
-            Query(
-                f"sum by ({NODE}, rdma_counter_name) ({notices})", f"{{{{{NODE}}}}} {{{{rdma_counter_name}}}}"
-            ),
+            Query(f"sum by ({NODE}, rdma_counter_name) ({notices})", _COUNTED),
             unit=PER_SECOND,
             size=(8, 8),
         ),

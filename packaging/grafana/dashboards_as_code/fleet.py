@@ -45,7 +45,7 @@ def build() -> Json:
     return dashboard(
         FLEET,
         "Fleet",
-        "Every node at a glance: what moves past the CPUs, what of it nobody asked for, what should be looked at.",
+        "Every node: what moves past its CPUs, what of it nobody asked for, what should be looked at.",
         [
             row("Now", *_now()),
             row("Nodes", *_nodes()),
@@ -169,7 +169,8 @@ def _nodes() -> list[Json]:
                 says="Share of the link's speed, in the busier direction.",
             ),
             Query(
-                f"topk(8, max by ({NODE}, hw_id) (sum by ({PART}, network_io_direction) ({rate(P.NETWORK_IO)})"
+                f"topk(8, max by ({NODE}, hw_id) ("
+                f"sum by ({PART}, network_io_direction) ({rate(P.NETWORK_IO)})"
                 f" / on ({PART}) group_left () {of(P.NETWORK_LIMIT)}))",
                 f"{{{{{NODE}}}}} {{{{hw_id}}}}",
             ),

@@ -24,8 +24,8 @@ from fabrictap import catalog
 
 _CHOSEN = '$by=~"$workload",rdma_device=~"$device"'
 _FLOW = (
-    f"{NODE}, $by, process_executable_name, rdma_device, rdma_qp_number, rdma_qp_type, rdma_gid, rdma_peer_gid,"
-    " fabrictap_coverage"
+    f"{NODE}, $by, process_executable_name, rdma_device, rdma_qp_number, rdma_qp_type, rdma_gid,"
+    " rdma_peer_gid, fabrictap_coverage"
 )
 #: Spans of the flow in the line: both ends', for both compute the same trace id.
 _TRACE = (
@@ -113,8 +113,8 @@ def _flows() -> list[Json]:
             "Flows",
             about(
                 catalog.VERBS_IO,
-                says="One line for each queue pair that moved something. The address leads to the flow's trace, "
-                "the node to what is found there.",
+                says="One line for each queue pair that moved something. The address leads to the flow's "
+                "trace, the node to what is found there.",
             ),
             Query(f"topk(50, sum by ({_FLOW}) ({rate(P.VERBS_IO, OUT, _CHOSEN)}))"),
             Query(f"topk(50, sum by ({_FLOW}) ({rate(P.VERBS_IO, IN, _CHOSEN)}))"),

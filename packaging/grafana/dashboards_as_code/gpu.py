@@ -19,6 +19,7 @@ from dashboards_as_code.panels import (
     GREEN,
     NUMBER,
     ORANGE,
+    PER_SECOND,
     RED,
     SHARE,
     WATTS,
@@ -50,6 +51,7 @@ def build() -> Json:
             row("NVLink", *_nvlink()),
             row("Links", *_links()),
             row("PCIe and memory", *_pcie()),
+            row("NVLink 5 and later", *_fifth()),
             row("Health", *_health()),
             row("Who", *_users()),
         ],
@@ -146,7 +148,18 @@ def _links() -> list[Json]:
             about(catalog.GPU_IO, says="A row for each GPU: one that moves less than the others stands out."),
             Query(numbered(f"sum by ({PART}) ({rate(P.GPU_IO, _NVLINK, OUT, _GPU)})"), _NAME),
             unit=BYTES_PER_SECOND,
-            size=(16, 8),
+            size=(24, 8),
+        ),
+    ]
+
+
+def _fifth() -> list[Json]:
+    return [
+        timeseries(
+            "Packets by GPU",
+            about(catalog.NVLINK_PACKETS),
+            Query(numbered(f"sum by ({PART}) ({rate(P.NVLINK_PACKETS, OUT, _GPU)})"), _NAME),
+            unit=PER_SECOND,
         ),
         timeseries(
             "NVLink bit errors",
@@ -156,7 +169,6 @@ def _links() -> list[Json]:
                 f"{{{{{NODE}}}}} {{{{gpu_nvlink_bit_error_kind}}}}",
             ),
             unit="none",
-            size=(8, 8),
         ),
     ]
 
@@ -294,8 +306,8 @@ def _users() -> list[Json]:
             "GPUs",
             about(catalog.GPU_PRESENT),
             Query(
-                f"max by ({NODE}, hw_id, gpu_index, hw_model, hw_driver_version, gpu_pci_address, gpu_rdma_devices"
-                f") ({of(P.GPU_PRESENT, _GPU)})"
+                f"max by ({NODE}, hw_id, gpu_index, hw_model, hw_driver_version, gpu_pci_address,"
+                f" gpu_rdma_devices) ({of(P.GPU_PRESENT, _GPU)})"
             ),
             columns=[
                 node_column(),

@@ -102,11 +102,11 @@ def _now() -> list[Json]:
 
 
 def _traffic() -> list[Json]:
-    def balance(direction: str) -> list[Query]:
+    def balance(direction: str, dark: str) -> list[Query]:
         return [
             Query(f"sum({rate(P.PORT_ATTRIBUTED, direction)})", "attributed"),
             Query(f"sum({rate(P.PORT_UNCERTAIN, direction)})", "uncertain (headers and the like)"),
-            Query(f"sum({rate(P.PORT_DARK, direction)})", "dark"),
+            Query(f"sum({rate(P.PORT_DARK, direction)})", dark),
         ]
 
     says = "What the ports moved, divided by what posts of local processes explain."
@@ -115,7 +115,7 @@ def _traffic() -> list[Json]:
         timeseries(
             "Sent: who asked for it",
             about(*metrics, says=says),
-            *balance(OUT),
+            *balance(OUT, "dark"),
             unit=BYTES_PER_SECOND,
             stacked=True,
         ),
@@ -123,10 +123,10 @@ def _traffic() -> list[Json]:
             "Received: who asked for it",
             about(
                 *metrics,
-                says=f"{says} What a peer writes into memory of this node needs no post here: it is dark "
-                "on the receiving side by its nature.",
+                says=f"{says} What a peer writes into memory of this node needs no post here, and is "
+                "dark on the receiving side by its nature.",
             ),
-            *balance(IN),
+            *balance(IN, "not posted here (a peer's writes are this)"),
             unit=BYTES_PER_SECOND,
             stacked=True,
         ),

@@ -97,7 +97,7 @@ def timeseries(
     custom: Json = {
         "drawStyle": "bars" if bars else "line",
         "lineWidth": 1,
-        "fillOpacity": 80 if bars else 30 if stacked else 12 if mirrored else 0,
+        "fillOpacity": 80 if bars else 30 if stacked else 4 if mirrored else 0,
         "showPoints": "never",
         "spanNulls": False,
         "lineInterpolation": "linear",

@@ -235,8 +235,8 @@ def _blind() -> list[Json]:
             "Share of queue pairs whose posts are seen",
             about(catalog.QP_STATUS),
             Query(
-                f"1 - (sum by ({NODE}) ({of(P.QP_STATUS, unseen)}) or 0 * sum by ({NODE}) ({of(P.QP_STATUS)}))"
-                f" / sum by ({NODE}) ({of(P.QP_STATUS)})",
+                f"1 - (sum by ({NODE}) ({of(P.QP_STATUS, unseen)})"
+                f" or 0 * sum by ({NODE}) ({of(P.QP_STATUS)})) / sum by ({NODE}) ({of(P.QP_STATUS)})",
                 f"{{{{{NODE}}}}}",
             ),
             unit=SHARE,

@@ -7,6 +7,7 @@
 #include <stdint.h>
 
 #include "calls.h"
+#include "tally.h"
 
 /* nvmlReturn_t, where the code must know it. */
 enum { FT_NVML_SUCCESS = 0, FT_NVML_UNKNOWN = 999 };
@@ -64,14 +65,37 @@ struct ft_gpm_get {
 };
 _Static_assert(sizeof(struct ft_gpm_get) == 19104, "nvmlGpmMetricsGet_t");
 
+/* How one number was answered. */
+struct ft_answer {
+	int32_t status; /* nvmlReturn_t */
+	union {
+		uint64_t count;
+		double real;
+	};
+};
+
+/* Numbers of one call, what they add up to, and what somebody has to look at. */
+struct ft_tallies {
+	struct ft_tally *numbers; /* count, then the totals */
+	struct ft_tally_rest *rest;
+	uint64_t *sums; /* totals, then one for numbers that add to none */
+	uint8_t *added;
+	int count;
+	int totals;
+	int made;   /* how often the call has returned since the last fold */
+	int failed; /* numbers that had no answer the last time */
+	int tell;   /* answers are put down each time; else where one has failed */
+	struct ft_answer *answers;
+};
+
 /* Field values of one GPU, in one call. */
 struct ft_fields_call {
 	struct ft_call call;
 	int (*get)(void *device, int count, struct ft_nvml_field *fields);
 	void *device;
 	struct ft_nvml_field *fields;
-	int count;
 	int status;
+	struct ft_tallies of;
 };
 
 /* One GPM sample of a GPU or GPU instance, and what happened since the one before. */
@@ -84,19 +108,23 @@ struct ft_gpm_call {
 	int64_t instance; /* GPU instance; -1: the whole GPU */
 	void *samples[2];
 	struct ft_gpm_get *metrics;
-	unsigned int latest; /* of samples */
-	int sampled;	     /* how many of the two are good */
+	double *scales;		    /* of gauges; 0: it counts */
+	double *gauges;		    /* the last; negative: none since the last fold */
+	uint64_t time_ns;	    /* of the last answer */
+	unsigned int latest;	    /* of samples */
+	int sampled;		    /* how many of the two are good */
 	int status;
+	struct ft_tallies of;
 };
 
-static void ft_fields_run(struct ft_call *call)
+static inline void ft_fields_run(struct ft_call *call)
 {
 	struct ft_fields_call *one = (struct ft_fields_call *)call;
 
-	one->status = one->get(one->device, one->count, one->fields);
+	one->status = one->get(one->device, one->of.count, one->fields);
 }
 
-static void ft_gpm_run(struct ft_call *call)
+static inline void ft_gpm_run(struct ft_call *call)
 {
 	struct ft_gpm_call *one = (struct ft_gpm_call *)call;
 	unsigned int next = one->sampled ? !one->latest : 0;
@@ -158,6 +186,119 @@ static inline uint64_t ft_nvml_time(const struct ft_nvml_field *field, uint64_t 
 	if (when_ns > now_ns + 1000000u || when_ns + 2000000000u < now_ns)
 		return now_ns;
 	return when_ns;
+}
+
+/* What a number says now. What a number that comes later has counted so far would be a burst of its sum that
+ * never was. */
+static inline void ft_tallies_put(struct ft_tallies *of, int i, uint64_t raw, uint64_t now_ns, struct ft_span *span)
+{
+	struct ft_tally *number = of->numbers + i;
+	unsigned int total = number->total;
+
+	of->sums[total] += ft_tally_put(number, of->rest + i, raw, now_ns, span,
+					 !of->numbers[of->count + (int)total].time_ns);
+	of->added[total] = 1;
+}
+
+/* Brings the totals forward. Returns whether the answers are to be put down. */
+static inline int ft_tallies_took(struct ft_tallies *of, uint64_t now_ns, struct ft_span *span, int failed)
+{
+	for (int i = 0; i < of->totals; i++) {
+		if (!of->added[i])
+			continue;
+		of->added[i] = 0;
+		ft_tally_put(of->numbers + of->count + i, of->rest + of->count + i, of->sums[i], now_ns, span, 0);
+	}
+	of->made++;
+	of->failed = failed;
+	return failed || of->tell;
+}
+
+static inline void ft_fields_tell(struct ft_fields_call *one)
+{
+	for (int i = 0; i < one->of.count; i++) {
+		const struct ft_nvml_field *field = one->fields + i;
+		int good;
+
+		one->of.answers[i].count = ft_nvml_count(field, &good);
+		one->of.answers[i].status = field->status || good ? field->status : FT_NVML_UNKNOWN;
+	}
+}
+
+static inline int ft_fields_took(struct ft_call *call, uint64_t now_ns)
+{
+	struct ft_fields_call *one = (struct ft_fields_call *)call;
+	struct ft_span span = {0, 0, 0};
+	uint64_t when_ns = now_ns, raw;
+	int64_t seen_us = 0;
+	int failed = 0, good;
+
+	if (one->status != FT_NVML_SUCCESS) {
+		one->of.made++;
+		one->of.failed = one->of.count;
+		return 1;
+	}
+	for (int i = 0; i < one->of.count; i++) {
+		const struct ft_nvml_field *field = one->fields + i;
+
+		if (field->status == FT_NVML_SUCCESS) {
+			raw = ft_nvml_count(field, &good);
+			if (good) {
+				if (field->timestamp_us != seen_us || !seen_us) {
+					seen_us = field->timestamp_us;
+					when_ns = ft_nvml_time(field, now_ns);
+				}
+				ft_tallies_put(&one->of, i, raw, when_ns, &span);
+				continue;
+			}
+		}
+		failed++;
+	}
+	if (ft_tallies_took(&one->of, when_ns, &span, failed))
+		ft_fields_tell(one);
+	return 0;
+}
+
+static inline int ft_gpm_took(struct ft_call *call, uint64_t now_ns)
+{
+	struct ft_gpm_call *one = (struct ft_gpm_call *)call;
+	struct ft_span span = {0, 0, 0};
+	int failed = 0;
+
+	one->time_ns = now_ns;
+	if (one->status != FT_NVML_SUCCESS) {
+		one->of.made++;
+		one->of.failed = one->of.count;
+		return 1;
+	}
+	if (one->sampled < 2) { /* nothing to compare yet */
+		one->of.made++;
+		one->of.failed = 0;
+		return 0;
+	}
+	for (int i = 0; i < one->of.count; i++) {
+		const struct ft_gpm_metric *metric = one->metrics->metrics + i;
+
+		/* NaN is no number either; a counter that does not fit in a double's 53 bits is not exact */
+		if (metric->status != FT_NVML_SUCCESS || !(0 <= metric->value && metric->value < 9223372036854775808.0))
+			failed++;
+		else if (one->scales[i] != 0)
+			one->gauges[i] = metric->value * one->scales[i];
+		else
+			ft_tallies_put(&one->of, i, (uint64_t)metric->value, now_ns, &span);
+	}
+	if (ft_tallies_took(&one->of, now_ns, &span, failed))
+		for (int i = 0; i < one->of.count; i++) {
+			one->of.answers[i].status = one->metrics->metrics[i].status;
+			one->of.answers[i].real = one->metrics->metrics[i].value;
+		}
+	return 0;
+}
+
+static inline void ft_tallies_fold(struct ft_tallies *of, struct ft_ring *ring)
+{
+	for (int i = 0; i < of->count + of->totals; i++)
+		ft_tally_fold(ring, of->numbers + i, of->rest + i);
 }
 
 #endif

@@ -193,9 +193,10 @@ static inline void *ft_calls_work(void *argument)
 			calls->queue = call->next;
 		}
 		if (!call) {
-			if (calls->sampler.period_ns)
-				ft_calls_wait(calls, &calls->work, calls->sampler.tick_ns);
-			else if (calls->parked)
+			if (calls->sampler.period_ns) {
+				if (ft_monotonic_ns() < calls->sampler.tick_ns)
+					ft_calls_wait(calls, &calls->work, calls->sampler.tick_ns);
+			} else if (calls->parked)
 				break;
 			else
 				pthread_cond_wait(&calls->work, &calls->lock);

@@ -74,20 +74,6 @@ struct ft_answer {
 	};
 };
 
-/* Numbers of one call, what they add up to, and what somebody has to look at. */
-struct ft_tallies {
-	struct ft_tally *numbers; /* count, then the totals */
-	struct ft_tally_rest *rest;
-	uint64_t *sums; /* totals, then one for numbers that add to none */
-	uint8_t *added;
-	int count;
-	int totals;
-	int made;   /* how often the call has returned since the last fold */
-	int failed; /* numbers that had no answer the last time */
-	int tell;   /* answers are put down each time; else where one has failed */
-	struct ft_answer *answers;
-};
-
 /* Field values of one GPU, in one call. */
 struct ft_fields_call {
 	struct ft_call call;
@@ -95,6 +81,8 @@ struct ft_fields_call {
 	void *device;
 	struct ft_nvml_field *fields;
 	int status;
+	int tell; /* answers are put down each time; else where one has failed */
+	struct ft_answer *answers;
 	struct ft_tallies of;
 };
 
@@ -114,6 +102,8 @@ struct ft_gpm_call {
 	unsigned int latest;	    /* of samples */
 	int sampled;		    /* how many of the two are good */
 	int status;
+	int tell; /* see struct ft_fields_call */
+	struct ft_answer *answers;
 	struct ft_tallies of;
 };
 
@@ -188,73 +178,88 @@ static inline uint64_t ft_nvml_time(const struct ft_nvml_field *field, uint64_t 
 	return when_ns;
 }
 
-/* What a number says now. What a number that comes later has counted so far would be a burst of its sum that
- * never was. */
-static inline void ft_tallies_put(struct ft_tallies *of, int i, uint64_t raw, uint64_t now_ns, struct ft_span *span)
-{
-	struct ft_tally *number = of->numbers + i;
-	unsigned int total = number->total;
-
-	of->sums[total] += ft_tally_put(number, of->rest + i, raw, now_ns, span,
-					 !of->numbers[of->count + (int)total].time_ns);
-	of->added[total] = 1;
-}
-
-/* Brings the totals forward. Returns whether the answers are to be put down. */
-static inline int ft_tallies_took(struct ft_tallies *of, uint64_t now_ns, struct ft_span *span, int failed)
-{
-	for (int i = 0; i < of->totals; i++) {
-		if (!of->added[i])
-			continue;
-		of->added[i] = 0;
-		ft_tally_put(of->numbers + of->count + i, of->rest + of->count + i, of->sums[i], now_ns, span, 0);
-	}
-	of->made++;
-	of->failed = failed;
-	return failed || of->tell;
-}
-
 static inline void ft_fields_tell(struct ft_fields_call *one)
 {
 	for (int i = 0; i < one->of.count; i++) {
 		const struct ft_nvml_field *field = one->fields + i;
 		int good;
 
-		one->of.answers[i].count = ft_nvml_count(field, &good);
-		one->of.answers[i].status = field->status || good ? field->status : FT_NVML_UNKNOWN;
+		one->answers[i].count = ft_nvml_count(field, &good);
+		one->answers[i].status = field->status || good ? field->status : FT_NVML_UNKNOWN;
 	}
+}
+
+/* The rule: all fields have unsigned numbers, of the same time, and had so before. Returns how many it took of them. */
+static inline int ft_fields_took_together(struct ft_fields_call *one, uint64_t when_ns)
+{
+	struct ft_tallies *of = &one->of;
+	const struct ft_nvml_field *field = one->fields;
+	int64_t when_us = field->timestamp_us;
+	int i;
+
+	ft_tallies_span(of, of->time_ns, when_ns);
+	for (i = 0; i < of->count; i++, field++) {
+		const struct ft_tally_kind *kind = of->kind + of->kinds[i];
+		uint64_t gained;
+
+		if (field->status != FT_NVML_SUCCESS || field->timestamp_us != when_us ||
+		    field->type - FT_NVML_UINT > FT_NVML_ULONGLONG - FT_NVML_UINT)
+			break;
+		gained = ft_tally_gain(of, i, kind,
+				       field->type == FT_NVML_UINT ? field->value.ui : field->value.ull);
+		if (kind->total < of->totals)
+			of->sums[kind->total] += gained;
+	}
+	return i;
+}
+
+/* Whether they have the same time again, after each was put with its own. */
+static inline void ft_fields_agree(struct ft_fields_call *one, int failed)
+{
+	struct ft_tallies *of = &one->of;
+
+	for (int i = 1; i < of->count && !failed; i++)
+		failed = of->rest[i].time_ns != of->rest[0].time_ns;
+	if (!failed)
+		of->time_ns = of->rest[0].time_ns;
 }
 
 static inline int ft_fields_took(struct ft_call *call, uint64_t now_ns)
 {
 	struct ft_fields_call *one = (struct ft_fields_call *)call;
-	struct ft_span span = {0, 0, 0};
-	uint64_t when_ns = now_ns, raw;
-	int64_t seen_us = 0;
-	int failed = 0, good;
+	struct ft_tallies *of = &one->of;
+	uint64_t when_ns, raw;
+	int failed = 0, i = 0, good;
 
 	if (one->status != FT_NVML_SUCCESS) {
-		one->of.made++;
-		one->of.failed = one->of.count;
+		of->made++; /* nothing to fold */
+		of->failed = of->count;
 		return 1;
 	}
-	for (int i = 0; i < one->of.count; i++) {
-		const struct ft_nvml_field *field = one->fields + i;
+	when_ns = ft_nvml_time(one->fields, now_ns);
+	if (of->time_ns)
+		i = ft_fields_took_together(one, when_ns);
+	if (i == of->count) {
+		of->time_ns = when_ns;
+	} else {
+		ft_tallies_part(of);
+		for (int j = 0; j < i; j++)
+			of->rest[j].time_ns = when_ns;
+		for (; i < of->count; i++) {
+			const struct ft_nvml_field *field = one->fields + i;
 
-		if (field->status == FT_NVML_SUCCESS) {
 			raw = ft_nvml_count(field, &good);
-			if (good) {
-				if (field->timestamp_us != seen_us || !seen_us) {
-					seen_us = field->timestamp_us;
-					when_ns = ft_nvml_time(field, now_ns);
-				}
-				ft_tallies_put(&one->of, i, raw, when_ns, &span);
+			if (field->status != FT_NVML_SUCCESS || !good) {
+				failed++;
 				continue;
 			}
+			when_ns = ft_nvml_time(field, now_ns);
+			ft_tally_put(of, i, raw, when_ns);
 		}
-		failed++;
+		ft_fields_agree(one, failed);
 	}
-	if (ft_tallies_took(&one->of, when_ns, &span, failed))
+	ft_tallies_took(of, when_ns, failed);
+	if (failed || one->tell)
 		ft_fields_tell(one);
 	return 0;
 }
@@ -262,21 +267,21 @@ static inline int ft_fields_took(struct ft_call *call, uint64_t now_ns)
 static inline int ft_gpm_took(struct ft_call *call, uint64_t now_ns)
 {
 	struct ft_gpm_call *one = (struct ft_gpm_call *)call;
-	struct ft_span span = {0, 0, 0};
+	struct ft_tallies *of = &one->of;
 	int failed = 0;
 
 	one->time_ns = now_ns;
 	if (one->status != FT_NVML_SUCCESS) {
-		one->of.made++;
-		one->of.failed = one->of.count;
+		of->made++; /* nothing to fold */
+		of->failed = of->count;
 		return 1;
 	}
 	if (one->sampled < 2) { /* nothing to compare yet */
-		one->of.made++;
-		one->of.failed = 0;
+		of->made++;
+		of->failed = 0;
 		return 0;
 	}
-	for (int i = 0; i < one->of.count; i++) {
+	for (int i = 0; i < of->count; i++) {
 		const struct ft_gpm_metric *metric = one->metrics->metrics + i;
 
 		/* NaN is no number either; a counter that does not fit in a double's 53 bits is not exact */
@@ -285,20 +290,15 @@ static inline int ft_gpm_took(struct ft_call *call, uint64_t now_ns)
 		else if (one->scales[i] != 0)
 			one->gauges[i] = metric->value * one->scales[i];
 		else
-			ft_tallies_put(&one->of, i, (uint64_t)metric->value, now_ns, &span);
+			ft_tally_put(of, i, (uint64_t)metric->value, now_ns);
 	}
-	if (ft_tallies_took(&one->of, now_ns, &span, failed))
-		for (int i = 0; i < one->of.count; i++) {
-			one->of.answers[i].status = one->metrics->metrics[i].status;
-			one->of.answers[i].real = one->metrics->metrics[i].value;
+	ft_tallies_took(of, now_ns, failed);
+	if (failed || one->tell)
+		for (int i = 0; i < of->count; i++) {
+			one->answers[i].status = one->metrics->metrics[i].status;
+			one->answers[i].real = one->metrics->metrics[i].value;
 		}
 	return 0;
-}
-
-static inline void ft_tallies_fold(struct ft_tallies *of, struct ft_ring *ring)
-{
-	for (int i = 0; i < of->count + of->totals; i++)
-		ft_tally_fold(ring, of->numbers + i, of->rest + i);
 }
 
 #endif

@@ -45,34 +45,41 @@ cdef extern from "nvml.h" nogil:
         uint32_t count
         ft_gpm_metric *metrics
 
-    cdef struct ft_tally:
-        uint64_t time_ns
-        uint64_t gained
-        float peak
-        uint32_t scale
-        uint8_t bits
-        uint8_t flags
-        uint8_t total
-
-    cdef struct ft_tally_rest:
-        uint32_t series
-
     cdef struct ft_answer:
         int32_t status
         uint64_t count
         double real
 
+    cdef enum:
+        FT_TALLY_KINDS
+
+    cdef struct ft_tally_kind:
+        uint32_t scale
+        uint8_t bits
+        uint8_t total
+
+    cdef struct ft_tally_rest:
+        uint64_t base
+        uint64_t time_ns
+        uint32_t series
+        uint32_t flags
+
     cdef struct ft_tallies:
-        ft_tally *numbers
-        ft_tally_rest *rest
+        uint64_t *last
+        float *peaks
+        uint8_t *kinds
         uint64_t *sums
-        uint8_t *added
         int count
         int totals
         int made
         int failed
-        int tell
-        ft_answer *answers
+        int gained
+        uint64_t time_ns
+        uint64_t from_ns
+        unsigned int kinds_used
+        ft_tally_kind *kind
+        ft_tally_rest *rest
+        uint8_t *added
 
     cdef struct ft_fields_call:
         ft_call call
@@ -80,6 +87,8 @@ cdef extern from "nvml.h" nogil:
         void *device
         ft_nvml_field *fields
         int status
+        int tell
+        ft_answer *answers
         ft_tallies of
 
     cdef struct ft_gpm_call:
@@ -97,12 +106,15 @@ cdef extern from "nvml.h" nogil:
         unsigned int latest
         int sampled
         int status
+        int tell
+        ft_answer *answers
         ft_tallies of
 
     void ft_fields_run(ft_call *call) noexcept
     void ft_gpm_run(ft_call *call) noexcept
     int ft_fields_took(ft_call *call, uint64_t now_ns) noexcept
     int ft_gpm_took(ft_call *call, uint64_t now_ns) noexcept
+    void ft_tallies_part(ft_tallies *of)
     void ft_tallies_fold(ft_tallies *of, ft_ring *ring)
 
 ctypedef int (*_get_fields)(void *device, int count, ft_nvml_field *fields) noexcept
@@ -130,6 +142,8 @@ cdef class Counters(Call):
     """
 
     cdef ft_tallies *_of
+    cdef ft_answer *_answers
+    cdef int *_tell
 
     @property
     def count(self):
@@ -140,47 +154,52 @@ cdef class Counters(Call):
     def totals(self):
         return self._of.totals
 
-    cdef _make(self, ft_call *call, ft_tallies *of, int count, int totals):
-        cdef int i, rows = count + totals + 1
+    cdef _make(self, ft_call *call, ft_tallies *of, int *tell, int count, int totals):
+        cdef int i, rows = count + totals
         if count < 1 or not 0 <= totals < 255:
             raise ValueError("a call asks for at least one number and has no negative number of totals")
         self._call = call
         self._of = of
+        self._tell = tell
         of.count = count
         of.totals = totals
-        of.numbers = <ft_tally *>calloc(rows, sizeof(ft_tally))
-        of.rest = <ft_tally_rest *>calloc(rows, sizeof(ft_tally_rest))
+        of.last = <uint64_t *>calloc(rows, sizeof(uint64_t))
+        of.peaks = <float *>calloc(rows, sizeof(float))
+        of.kinds = <uint8_t *>calloc(rows, sizeof(uint8_t))
         of.sums = <uint64_t *>calloc(totals + 1, sizeof(uint64_t))
         of.added = <uint8_t *>calloc(totals + 1, sizeof(uint8_t))
-        of.answers = <ft_answer *>calloc(count, sizeof(ft_answer))
+        of.rest = <ft_tally_rest *>calloc(rows, sizeof(ft_tally_rest))
+        self._answers = <ft_answer *>calloc(count, sizeof(ft_answer))
         if (
-            of.numbers == NULL or of.rest == NULL or of.sums == NULL or of.added == NULL or of.answers == NULL
+            of.last == NULL or of.peaks == NULL or of.kinds == NULL or of.sums == NULL or of.added == NULL
+            or of.rest == NULL or self._answers == NULL
         ):
             raise MemoryError
+        self._kind(1, 64, totals)  # the first: also that of totals
         for i in range(rows):
-            of.numbers[i].scale = 1
-            of.numbers[i].bits = 64
-            of.numbers[i].total = totals
             of.rest[i].series = FT_NO_SERIES
-        of.numbers[count + totals].time_ns = 1  # stands for the sum of those that add to none
+        for i in range(count):
+            self._answers[i].status = FT_NVML_UNKNOWN
 
     def __dealloc__(self):
         # what is stuck is kept alive by Calls
         if self._of != NULL:
-            free(self._of.numbers)
-            free(self._of.rest)
+            free(self._of.last)
+            free(self._of.peaks)
+            free(self._of.kinds)
             free(self._of.sums)
             free(self._of.added)
-            free(self._of.answers)
+            free(self._of.rest)
+            free(self._answers)
 
     @property
     def tell(self):
         """Whether ``results`` is there after every answer; else only where a number had none."""
-        return bool(self._of.tell)
+        return bool(self._tell[0])
 
     @tell.setter
     def tell(self, bint on):
-        self._of.tell = on
+        self._tell[0] = on
 
     @property
     def every(self):
@@ -205,11 +224,11 @@ cdef class Counters(Call):
         if total < 0 or series == FT_NO_SERIES:
             total = self._of.totals
         ft_call_lock(self._call)
-        self._of.numbers[index].scale = scale
-        self._of.numbers[index].bits = bits
-        self._of.numbers[index].total = total
-        self._bind(index, series)
-        ft_call_unlock(self._call)
+        try:
+            self._of.kinds[index] = self._kind(scale, bits, total)
+            self._bind(index, series)
+        finally:
+            ft_call_unlock(self._call)
 
     def bind_total(self, int total, uint32_t series):
         """Fold the sum of the numbers that have this ``total`` into ``series``."""
@@ -219,13 +238,31 @@ cdef class Counters(Call):
         self._bind(self._of.count + total, series)
         ft_call_unlock(self._call)
 
+    cdef uint8_t _kind(self, uint32_t scale, uint8_t bits, int total) except? 255:
+        """Numbers of this scale and width that add to this total, among the kinds that there are."""
+        cdef ft_tally_kind *kind
+        cdef unsigned int i
+        self._of.from_ns = 0  # so that the rates of all kinds are worked out anew
+        for i in range(self._of.kinds_used):
+            kind = &self._of.kind[i]
+            if kind.scale == scale and kind.bits == bits and kind.total == total:
+                return i
+        if self._of.kinds_used == FT_TALLY_KINDS:
+            raise ValueError(f"numbers of more than {FT_TALLY_KINDS} kinds in one call")
+        i = self._of.kinds_used
+        self._of.kind[i].scale = scale
+        self._of.kind[i].bits = bits
+        self._of.kind[i].total = total
+        self._of.kinds_used += 1
+        return i
+
     cdef void _bind(self, int row, uint32_t series) noexcept:
         if self._of.rest[row].series != series:
             # what came together for another series is not this one's
-            self._of.numbers[row].gained = 0
-            self._of.numbers[row].peak = 0
-            self._of.numbers[row].flags = 0
+            self._of.rest[row].base = self._of.last[row]
+            self._of.rest[row].flags = 0
             self._of.rest[row].series = series
+            self._of.peaks[row] = 0
 
     cdef _check(self, int index):
         if not 0 <= index < self._of.count:
@@ -235,6 +272,7 @@ cdef class Counters(Call):
         cdef int i, j
         known = {key: index for index, key in enumerate(keys_before)}
         ft_call_lock(before._call)
+        ft_tallies_part(before._of)
         for i in range(self._of.count):
             j = known.get(keys[i], -1)
             if j >= 0:
@@ -242,19 +280,16 @@ cdef class Counters(Call):
         for i in range(min(self._of.totals, before._of.totals)):
             if self._move(self._of.count + i, before, before._of.count + i):
                 self._of.sums[i] = before._of.sums[i]
+        self._of.gained = before._of.gained
         ft_call_unlock(before._call)
 
     cdef bint _move(self, int row, Counters before, int row_before) noexcept:
         """What a number remembers and what came together for it; it is folded here from now on."""
-        cdef ft_tally *number = &self._of.numbers[row]
-        cdef ft_tally own = number[0]
         if self._of.rest[row].series != before._of.rest[row_before].series:
             return False
-        number[0] = before._of.numbers[row_before]
-        number.scale = own.scale
-        number.bits = own.bits
-        number.total = own.total
         self._of.rest[row] = before._of.rest[row_before]
+        self._of.last[row] = before._of.last[row_before]
+        self._of.peaks[row] = before._of.peaks[row_before]
         before._of.rest[row_before].series = FT_NO_SERIES
         return True
 
@@ -274,7 +309,8 @@ cdef class Fields(Counters):
         self.fields = tuple(fields)
         if not function:
             raise ValueError("Fields needs nvmlDeviceGetFieldValues")
-        self._make(&self._self.call, &self._self.of, len(self.fields), totals)
+        self._make(&self._self.call, &self._self.of, &self._self.tell, len(self.fields), totals)
+        self._self.answers = self._answers
         self._self.fields = <ft_nvml_field *>calloc(self._of.count, sizeof(ft_nvml_field))
         if self._self.fields == NULL:
             raise MemoryError
@@ -304,10 +340,9 @@ cdef class Fields(Counters):
         cdef ft_tallies *of = self._of
         cdef int failed = -1
         ft_call_lock(self._call)
-        ft_tallies_fold(of, &ring.view)
         if of.made and ft_call_state(self._call) != FT_CALL_STUCK:
             failed = of.failed
-        of.made = 0
+        ft_tallies_fold(of, &ring.view)
         ft_call_unlock(self._call)
         return failed
 
@@ -322,7 +357,7 @@ cdef class Fields(Counters):
         cdef list found = []
         ft_call_lock(self._call)
         for i in range(self._of.count):
-            found.append((self._of.answers[i].status, self._of.answers[i].count))
+            found.append((self._answers[i].status, self._answers[i].count))
         ft_call_unlock(self._call)
         return found
 
@@ -349,7 +384,8 @@ cdef class Gpm(Counters):
             raise ValueError(f"Gpm needs functions and at most {FT_GPM_METRICS} metrics")
         if instance is not None and not mig_sample:
             raise ValueError("Gpm of a GPU instance needs nvmlGpmMigSampleGet")
-        self._make(&self._self.call, &self._self.of, len(self.metrics), totals)
+        self._make(&self._self.call, &self._self.of, &self._self.tell, len(self.metrics), totals)
+        self._self.answers = self._answers
         self._self.metrics = <ft_gpm_get *>calloc(1, sizeof(ft_gpm_get))
         self._self.scales = <double *>calloc(self._of.count, sizeof(double))
         self._self.gauges = <double *>calloc(self._of.count, sizeof(double))
@@ -411,14 +447,13 @@ cdef class Gpm(Counters):
         cdef ft_tallies *of = self._of
         cdef int i, failed = -1
         ft_call_lock(self._call)
+        if of.made and ft_call_state(self._call) != FT_CALL_STUCK:
+            failed = of.failed
         ft_tallies_fold(of, &ring.view)
         for i in range(of.count):
             if self._self.scales[i] != 0 and self._self.gauges[i] >= 0:
                 ft_ring_set(&ring.view, of.rest[i].series, self._self.gauges[i], self._self.time_ns)
                 self._self.gauges[i] = -1
-        if of.made and ft_call_state(self._call) != FT_CALL_STUCK:
-            failed = of.failed
-        of.made = 0
         ft_call_unlock(self._call)
         return failed
 
@@ -429,8 +464,8 @@ cdef class Gpm(Counters):
         cdef list found = []
         ft_call_lock(self._call)
         for i in range(self._of.count):
-            value = self._of.answers[i].real
-            status = self._of.answers[i].status
+            value = self._answers[i].real
+            status = self._answers[i].status
             found.append((status if status or value >= 0 else BAD_NUMBER, value))
         ft_call_unlock(self._call)
         return found

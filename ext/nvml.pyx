@@ -64,7 +64,12 @@ cdef extern from "nvml.h" nogil:
         uint32_t series
         uint32_t flags
 
+    cdef struct ft_tally_event:
+        uint64_t first
+
     cdef struct ft_tallies:
+        const char *hot
+        const char *hot_end
         uint64_t *last
         float *peaks
         uint8_t *kinds
@@ -79,6 +84,7 @@ cdef extern from "nvml.h" nogil:
         unsigned int kinds_used
         ft_tally_kind *kind
         ft_tally_rest *rest
+        ft_tally_event *events
         uint8_t *added
 
     cdef struct ft_fields_call:
@@ -144,6 +150,7 @@ cdef class Counters(Call):
     cdef ft_tallies *_of
     cdef ft_answer *_answers
     cdef int *_tell
+    cdef char *_hot
 
     @property
     def count(self):
@@ -163,18 +170,25 @@ cdef class Counters(Call):
         self._tell = tell
         of.count = count
         of.totals = totals
-        of.last = <uint64_t *>calloc(rows, sizeof(uint64_t))
-        of.peaks = <float *>calloc(rows, sizeof(float))
-        of.kinds = <uint8_t *>calloc(rows, sizeof(uint8_t))
-        of.sums = <uint64_t *>calloc(totals + 1, sizeof(uint64_t))
-        of.added = <uint8_t *>calloc(totals + 1, sizeof(uint8_t))
+        # What each read touches of the numbers lies together: fewer pages, fewer misses.
+        cdef size_t tables = (rows * 13 + (totals + 1) * 8 + 7) // 8 * 8
+        self._hot = <char *>calloc(1, tables + FT_TALLY_KINDS * sizeof(ft_tally_kind))
         of.rest = <ft_tally_rest *>calloc(rows, sizeof(ft_tally_rest))
+        of.events = <ft_tally_event *>calloc(rows, sizeof(ft_tally_event))
+        of.added = <uint8_t *>calloc(totals + 1, sizeof(uint8_t))
         self._answers = <ft_answer *>calloc(count, sizeof(ft_answer))
         if (
-            of.last == NULL or of.peaks == NULL or of.kinds == NULL or of.sums == NULL or of.added == NULL
-            or of.rest == NULL or self._answers == NULL
+            self._hot == NULL or of.rest == NULL or of.events == NULL or of.added == NULL
+            or self._answers == NULL
         ):
             raise MemoryError
+        of.sums = <uint64_t *>self._hot
+        of.last = of.sums + totals + 1
+        of.peaks = <float *>(of.last + rows)
+        of.kinds = <uint8_t *>(of.peaks + rows)
+        of.kind = <ft_tally_kind *>(self._hot + tables)
+        of.hot = self._hot
+        of.hot_end = <const char *>(of.kind + 4)  # more are seldom used
         self._kind(1, 64, totals)  # the first: also that of totals
         for i in range(rows):
             of.rest[i].series = FT_NO_SERIES
@@ -184,12 +198,10 @@ cdef class Counters(Call):
     def __dealloc__(self):
         # what is stuck is kept alive by Calls
         if self._of != NULL:
-            free(self._of.last)
-            free(self._of.peaks)
-            free(self._of.kinds)
-            free(self._of.sums)
-            free(self._of.added)
+            free(self._hot)
             free(self._of.rest)
+            free(self._of.events)
+            free(self._of.added)
             free(self._answers)
 
     @property
@@ -264,6 +276,10 @@ cdef class Counters(Call):
             self._of.rest[row].series = series
             self._of.peaks[row] = 0
 
+    cpdef int fold(self, Ring ring) except? -2:
+        """See the classes."""
+        raise NotImplementedError
+
     cdef _check(self, int index):
         if not 0 <= index < self._of.count:
             raise IndexError(f"no number {index}")
@@ -288,10 +304,23 @@ cdef class Counters(Call):
         if self._of.rest[row].series != before._of.rest[row_before].series:
             return False
         self._of.rest[row] = before._of.rest[row_before]
+        self._of.events[row] = before._of.events[row_before]
         self._of.last[row] = before._of.last[row_before]
         self._of.peaks[row] = before._of.peaks[row_before]
         before._of.rest[row_before].series = FT_NO_SERIES
         return True
+
+
+def fold(calls, Ring ring):
+    """``Counters.fold`` of each. Returns those where it did not return 0, with what it returned."""
+    cdef Counters call
+    cdef int failed
+    cdef list found = []
+    for call in calls:
+        failed = call.fold(ring)
+        if failed:
+            found.append((call, failed))
+    return found
 
 
 cdef class Fields(Counters):
@@ -330,7 +359,7 @@ cdef class Fields(Counters):
         """Go on where the call ``before`` was, series by series, so that nothing is counted twice or lost."""
         self._go_on(before, self.fields, before.fields)
 
-    def fold(self, Ring ring):
+    cpdef int fold(self, Ring ring) except? -2:
         """Fold what has come together. Returns how many fields had no number at last, all where the call failed
         as a whole; NO_ANSWER where it has not returned since the last fold, or hangs.
 
@@ -439,7 +468,7 @@ cdef class Gpm(Counters):
         """nvmlReturn_t of the last sample or comparison."""
         return self._self.status
 
-    def fold(self, Ring ring):
+    cpdef int fold(self, Ring ring) except? -2:
         """Fold what has come together; returns what ``Fields.fold`` does.
 
         After the first of two samples there is nothing to fold, and 0 is returned.

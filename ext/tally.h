@@ -16,6 +16,7 @@
 #include "ring.h"
 
 #define FT_TALLY_KINDS 32
+#define FT_TALLY_AHEAD 10
 
 enum { FT_TALLY_FRESH = 1, FT_TALLY_RESET = 2 };
 
@@ -27,12 +28,16 @@ struct ft_tally_kind {
 	uint8_t total;	/* index of the sum that it adds to */
 };
 
-/* What is touched by folds, and where something has happened. */
+/* What is touched by folds. */
 struct ft_tally_rest {
 	uint64_t base;	  /* last, as it was folded; less what a wrap or a reset took from it */
 	uint64_t time_ns; /* of the last observation, where not all have the same; 0: none yet */
 	uint32_t series;  /* FT_NO_SERIES: nothing is written */
 	uint32_t flags;
+};
+
+/* What is touched where something has happened. */
+struct ft_tally_event {
 	uint64_t first;		/* FT_TALLY_FRESH: what was observed first */
 	uint64_t reset_ns;	/* FT_TALLY_RESET: time of the observation before */
 	uint64_t before_reset;	/* likewise: what was gained until then */
@@ -40,6 +45,7 @@ struct ft_tally_rest {
 
 /* Counters of one call (count), then what they add up to (totals). */
 struct ft_tallies {
+	const char *hot, *hot_end; /* where last, peaks, kinds, sums and the kinds that are used lie */
 	uint64_t *last;
 	float *peaks; /* since the last fold: largest rate per second, in the series' unit */
 	uint8_t *kinds;
@@ -53,8 +59,9 @@ struct ft_tallies {
 	uint64_t from_ns;    /* the span for which the kinds' rates are */
 	uint64_t to_ns;
 	unsigned int kinds_used;
-	struct ft_tally_kind kind[FT_TALLY_KINDS];
+	struct ft_tally_kind *kind;
 	struct ft_tally_rest *rest;
+	struct ft_tally_event *events;
 	uint8_t *added; /* whether something adds to a total now */
 };
 
@@ -84,8 +91,8 @@ static inline uint64_t ft_tally_fell(struct ft_tallies *of, int i, uint64_t raw,
 	}
 	if (bits == 64 && last - raw > UINT64_MAX / 2)
 		return raw - last; /* modulo 2^64 */
-	rest->reset_ns = time_ns;
-	rest->before_reset = last - rest->base;
+	of->events[i].reset_ns = time_ns;
+	of->events[i].before_reset = last - rest->base;
 	rest->flags |= FT_TALLY_RESET;
 	rest->base -= last;
 	return raw;
@@ -128,7 +135,7 @@ static inline void ft_tally_put(struct ft_tallies *of, int i, uint64_t raw, uint
 		ft_tallies_span(of, rest->time_ns, now_ns);
 		gained = ft_tally_gain(of, i, kind, raw);
 	} else {
-		rest->first = rest->base = of->last[i] = raw;
+		of->events[i].first = rest->base = of->last[i] = raw;
 		rest->flags |= FT_TALLY_FRESH;
 		if (kind->total < of->totals && !of->rest[of->count + kind->total].time_ns)
 			gained = raw * kind->scale;
@@ -169,12 +176,12 @@ static inline void ft_tally_fold(struct ft_tallies *of, int i, uint64_t time_ns,
 	/* To what stands for many, the first would be added by every new counter again. */
 	if (flags & FT_TALLY_FRESH) {
 		if (!series->overflow)
-			series->value.integer += (int64_t)(rest->first * scale);
+			series->value.integer += (int64_t)(of->events[i].first * scale);
 		series->number = FT_INTEGER;
 	}
 	if (flags & FT_TALLY_RESET && !series->overflow) {
-		series->start_ns = rest->reset_ns;
-		series->value.integer = -(int64_t)(rest->before_reset * scale);
+		series->start_ns = of->events[i].reset_ns;
+		series->value.integer = -(int64_t)(of->events[i].before_reset * scale);
 	}
 	series->value.integer += (int64_t)gained;
 	series->row_delta.integer += (int64_t)gained;
@@ -185,6 +192,17 @@ static inline void ft_tally_fold(struct ft_tallies *of, int i, uint64_t time_ns,
 		series->interval_peak = peak;
 }
 
+/* Series that are folded soon are fetched: nobody has touched them for a second. */
+static inline void ft_tally_fetch(const struct ft_tallies *of, int i, const struct ft_ring *ring)
+{
+	if (i < of->count && of->rest[i].series != FT_NO_SERIES) {
+		const char *series = (const char *)(ring->series + of->rest[i].series);
+
+		__builtin_prefetch(series, 1);
+		__builtin_prefetch(series + 64, 1);
+	}
+}
+
 /* Writes what has come together into the series. */
 static inline void ft_tallies_fold(struct ft_tallies *of, struct ft_ring *ring)
 {
@@ -192,8 +210,12 @@ static inline void ft_tallies_fold(struct ft_tallies *of, struct ft_ring *ring)
 	if (!of->gained)
 		return;
 	of->gained = 0;
-	for (int i = 0; i < of->count; i++)
+	for (int i = 0; i < FT_TALLY_AHEAD; i++)
+		ft_tally_fetch(of, i, ring);
+	for (int i = 0; i < of->count; i++) {
+		ft_tally_fetch(of, i + FT_TALLY_AHEAD, ring);
 		ft_tally_fold(of, i, of->time_ns ? of->time_ns : of->rest[i].time_ns, ring);
+	}
 	for (int i = of->count; i < of->count + of->totals; i++)
 		ft_tally_fold(of, i, of->rest[i].time_ns, ring);
 }

@@ -22,6 +22,8 @@ class Counters(Call):
     @property
     def status(self) -> int: ...
 
+def fold(calls: Iterable[Counters], ring: Ring) -> list[tuple[Counters, int]]: ...
+
 class Fields(Counters):
     fields: tuple[tuple[int, int], ...]
     def __init__(

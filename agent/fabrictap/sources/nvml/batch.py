@@ -198,10 +198,13 @@ class Batch:
                 if key in self._keys:
                     self.call.bind(self._keys[key], NO_SERIES, 1, 64)
 
-    def fold(self, now_ns: int, now: float) -> None:
-        """Fold what has come since the last time; ``now`` is of the clock."""
+    def quiet_until(self) -> float:
+        """Until when (of the clock) nobody has to look as long as all numbers have answers; 0: not now."""
+        return 0.0 if self._full or self.trouble is not None else self._ask_all_at
+
+    def look(self, failed: int, now_ns: int, now: float) -> None:
+        """Look at what ``fold`` of the call has returned; ``now`` is of the clock."""
         call = self.call
-        failed = call.fold(self.table.ring)
         if not failed and not self._full and self.trouble is None:
             if now >= self._ask_all_at:
                 self.ask_all(now_ns)

@@ -12,10 +12,12 @@ import errno
 import logging
 import time
 from collections import deque
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 from fabrictap.ext.calls import Calls
+from fabrictap.ext.nvml import NO_ANSWER, Counters, fold
+from fabrictap.ext.ring import Ring
 from fabrictap.sources.nvml.batch import Batch
 
 _log = logging.getLogger(__name__)
@@ -36,6 +38,7 @@ class Fast:
 
     def __init__(
         self,
+        ring: Ring,
         calls: Calls,
         errors: dict[str, int],
         clock: Callable[[], float] = time.monotonic,
@@ -54,11 +57,15 @@ class Fast:
         self._errors = errors
         self._clock = clock
         self._wall = wall
+        self._ring = ring
         self._calls = calls
         self._batches: tuple[Batch, ...] = ()
         #: What the thread makes by itself, and how often.
-        self._kept: list[Any] = []
+        self._kept: list[Counters] = []
         self._kept_interval = 0.0
+        self._left_out: frozenset[str] = frozenset()
+        #: Of the clock: nobody has to look before that, while everything has answers.
+        self._quiet_until = 0.0
         self._costs: deque[float] = deque(maxlen=5)
         self._spent = (0, 0.0)
         self._failed = 0
@@ -77,6 +84,7 @@ class Fast:
         for batch in self._batches:
             if batch.gpu == gpu:
                 batch.withdraw()
+        self._quiet_until = 0.0
         self._batches = (*(batch for batch in self._batches if batch.gpu != gpu), *batches)
 
     def renew(self, gpu: str, makes: Mapping[tuple[str, int | None], Any], now_ns: int) -> bool:
@@ -84,12 +92,14 @@ class Fast:
         batches = [batch for batch in self._batches if batch.gpu == gpu]
         if {batch.key for batch in batches} != makes.keys() or any(batch.stuck for batch in batches):
             return False
+        self._quiet_until = 0.0
         for batch in batches:
             batch.renew(makes[batch.key], now_ns)
         return True
 
     def recheck(self, now_ns: int) -> None:
         """Deliver what has become ours to deliver, and look again where there was nothing."""
+        self._quiet_until = 0.0
         for batch in self._batches:
             if not batch.stuck:
                 batch.recheck(now_ns)
@@ -104,25 +114,32 @@ class Fast:
             batch.sample_at = now + batch.interval
 
     def fold(self, now_ns: int) -> None:
-        """Put into the ring what was read since the last time."""
-        now = self._clock()
-        for batch in self._batches:
-            if batch.call is not None:
-                trouble = batch.trouble
-                batch.fold(now_ns, now)
-                if batch.trouble != trouble:
-                    self._tell(batch)
+        """Put into the ring what was read since the last time, and look where something has changed."""
+        self._look(dict(fold(self._calls_of(self._batches), self._ring)), now_ns, self._clock())
 
     def tick(self, now_ns: int, leave_out: frozenset[str] = frozenset()) -> None:
         """Fold, see to what hangs, and have all but the GPUs in ``leave_out`` read until the next tick."""
         error, ticks, seconds, cpu = self._calls.look()
         self._said(error)
         self._pace(ticks, seconds, cpu)
-        self.fold(now_ns)
-        kept = [batch.call for batch in self._due(self._clock(), leave_out)]
+        now = self._clock()
+        quiet = now < self._quiet_until and leave_out == self._left_out
+        found = fold(self._kept if quiet else self._calls_of(self._batches), self._ring)
+        if (
+            quiet
+            and self.interval == self._kept_interval
+            and all(failed == NO_ANSWER and not call.stuck for call, failed in found)
+        ):
+            return
+        self._look(dict(found), now_ns, now)
+        kept = self._calls_of(self._due(now, leave_out))
         if kept != self._kept or self.interval != self._kept_interval:
             self._kept, self._kept_interval = kept, self.interval
             self._said(self._calls.keep(kept, self.limit, self.interval))
+        self._left_out = leave_out
+        # where not all that there is is read, somebody has to look when its time has come
+        everything = bool(kept) and len(kept) == len(self._batches)
+        self._quiet_until = min(one.quiet_until() for one in self._batches) if everything else 0.0
 
     def pause(self) -> None:
         """Read nothing more until the next tick, and wait until nothing is in the library but what hangs.
@@ -131,6 +148,7 @@ class Fast:
         """
         self._calls.settle()
         self._kept = []
+        self._quiet_until = 0.0
 
     def trouble(self, gpu: str) -> str | None:
         """Why a GPU's last call failed as a whole; None where it did not."""
@@ -143,6 +161,18 @@ class Fast:
         self._batches = ()
         self._kept = []
         self._calls.close()
+
+    def _look(self, failed: dict[Counters, int], now_ns: int, now: float) -> None:
+        for batch in self._batches:
+            if (call := batch.call) is not None:
+                trouble = batch.trouble
+                batch.look(failed.get(call, 0), now_ns, now)
+                if batch.trouble != trouble:
+                    self._tell(batch)
+
+    @staticmethod
+    def _calls_of(batches: Iterable[Batch]) -> list[Counters]:
+        return [batch.call for batch in batches if batch.call is not None]
 
     def _due(self, now: float, leave_out: frozenset[str]) -> list[Batch]:
         if self._calls.stuck:

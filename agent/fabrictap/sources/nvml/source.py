@@ -80,7 +80,7 @@ class Nvml:
         self.wait = 1.0
         self._calls = Calls(_THREADS)
         self.fast = Fast(
-            self._calls, self.errors, clock, wall,
+            series.ring, self._calls, self.errors, clock, wall,
             interval=float(config.fast_interval), longest=self.interval / 2,
         )  # fmt: skip
         self._config = config

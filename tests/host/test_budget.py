@@ -11,7 +11,6 @@ import pytest
 
 from doubles.provider.application import RC, Application
 from doubles.provider.builder import FUNCTIONS, Double
-from fabrictap.sources.verbs import maps
 from fabrictap.sources.verbs.attach import Attachments, File
 from fabrictap.sources.verbs.budget import Limits, State
 from fabrictap.sources.verbs.duty import Duty
@@ -26,11 +25,11 @@ PATIENCE = 20.0
 class Budget:
     """What the source ``verbs`` has of it, without the rest."""
 
-    def __init__(self, double: Double, limits: Limits = Limits()) -> None:
+    def __init__(self, double: Double, limits: Limits | None = None) -> None:
         self.errors: dict[str, int] = {}
         self.probes: Probes = load_data(1 << 20, 1 << 16, subtract=False, quota=10_000)
         self.attachments = Attachments(self.probes, self.errors)
-        self.duty = Duty(self.probes, self.attachments, limits, "budget", self.errors)
+        self.duty = Duty(self.probes, self.attachments, limits or Limits(), "budget", self.errors)
         functions = {name: (double.place(name).offset,) for name in FUNCTIONS}
         descriptor = os.open(double.library, os.O_RDONLY | os.O_CLOEXEC)
         made = self.attachments.add(descriptor, str(double.library), functions, kept=True)
@@ -53,7 +52,8 @@ class Budget:
                     value = values[table.value_size * index : table.value_size * (index + 1)]
                     one = table.value_size // table.cpus
                     total += sum(
-                        int.from_bytes(value[cpu * one : cpu * one + 8], "little") for cpu in range(table.cpus)
+                        int.from_bytes(value[cpu * one : cpu * one + 8], "little")
+                        for cpu in range(table.cpus)
                     )
         return total
 
@@ -176,6 +176,4 @@ def test_nothing_is_left_of_processes_that_have_gone(budget, double):
     assert budget.attachments.missed.pids() == []
     assert budget.file.users == {}
     assert budget.file.divided is False
-    del meter
     assert len(list(Path("/proc/self/fd").iterdir())) <= before + len(FUNCTIONS)
-    assert maps.start_time(os.getpid()) is not None

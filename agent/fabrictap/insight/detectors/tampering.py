@@ -24,7 +24,8 @@ _BLIND = 3
 #: Coverage: connections below which a share says nothing, the share that counts as good and as fallen.
 _LEAST, _GOOD, _FALLEN = 10, 0.9, 0.5
 _KERNEL_METHODS = frozenset({"fexit", "kprobe"})
-_SEEN = frozenset({"exact", "since"})
+# What a budget costs is no tampering.
+_SEEN = frozenset({"exact", "since", "estimated"})
 
 
 class Tampering:

@@ -273,10 +273,10 @@ class Attachments:
         with self._lock:
             self._paused.discard(pid)
             divided = [file for file in self._of(pid) if file.divided or file.key[2]]
-            done = all([self._attach_for(file, pid) for file in divided])
-            if done:
+            done = [self._attach_for(file, pid) for file in divided]
+            if all(done):
                 self.missed.end(pid, time.time_ns())
-            return done
+            return all(done)
 
     def forget(self, pid: int) -> None:
         """A process has ended."""
@@ -303,9 +303,10 @@ class Attachments:
         if len(attached) >= _MOST_DIVIDED:
             self._refuse("too_many_processes")
             return False
-        return all(
-            [self._attach_place(file, place, probed.attachments, pid) for place, probed in file.places.items()]
-        )
+        done = [
+            self._attach_place(file, place, probed.attachments, pid) for place, probed in file.places.items()
+        ]
+        return all(done)
 
     def _take(self, file: File, pid: int | None = None) -> list[Link]:
         """The links of ``pid``, or all of a file, to be closed; those that are hit most first."""
@@ -387,7 +388,9 @@ class Attachments:
             with self._lock:
                 made: list[Attachment] = []
                 users = [file.key[2]] if not file.divided else list(file.users)
-                done = [self._attach_place(file, place, made, pid) for pid in users if pid not in self._paused]
+                done = [
+                    self._attach_place(file, place, made, pid) for pid in users if pid not in self._paused
+                ]
                 file.places[place] = Probed(made, time.time_ns(), refused=not all(done))
 
     def _attach_place(self, file: File, place: tuple[str, int], made: list[Attachment], pid: int) -> bool:

@@ -1,4 +1,4 @@
-"""Who is counted when, so that the probes cost no process more than it may be cost. Decides only: the clock is
+"""Who is counted when, so that the probes cost no process more than they may. Decides only: the clock is
 given, and what is decided is done by others (:mod:`duty`).
 
 Each process has an allowance, in cores: a share of the CPU time that it uses itself, and its part of what the
@@ -39,6 +39,11 @@ _LEAST_QUOTA = 64
 FREE = (1 << 64) - 1
 
 
+#: CPU time of one hit where it could not be measured, and where it is not yet: as on a virtual machine of
+#: 2 GHz, rather too much than too little.
+ASSUMED_NS = 1500.0
+
+
 class State(enum.Enum):
     """How a process is counted now."""
 
@@ -55,6 +60,11 @@ class Limits:
 
     process: float = 0.01
     node: float = 0.01
+
+
+def first_quota(limits: Limits, cost_ns: float = ASSUMED_NS) -> int:
+    """Hits in one window of a process that nobody has looked at yet: as of one that keeps a core busy."""
+    return max(_LEAST_QUOTA, int(min(limits.process, limits.node) * WINDOW_SECONDS * 1e9 / cost_ns))
 
 
 @dataclass(frozen=True, slots=True)
@@ -143,7 +153,7 @@ class Governor:
         return decisions
 
     def exceeded(
-        self, pid: int, hits: int, cpu: float, began: float, mark: int, now: float
+        self, pid: int, hits: int, cpu: float, now: float, *, began: float, mark: int
     ) -> Decision | None:
         """The kernel says that a process has used up its quota: ``hits`` less ``mark`` since ``began``.
 
@@ -158,11 +168,11 @@ class Governor:
             self._measure(one, hits, cpu, now)
         one.cost = max(one.cost, min(spent / elapsed * one.cost_ns * 1e-9, 1e3))
         # What it takes away from the others is theirs again once it has been let go.
-        one.quota = max(self._quota(one), 1)
-        allowed = one.quota / WINDOW_SECONDS
-        if spent < allowed * max(elapsed, WINDOW_SECONDS):
+        one.quota = self._quota(one)
+        if spent < one.quota / WINDOW_SECONDS * max(elapsed, WINDOW_SECONDS):
             return None
-        base = max(spent / allowed - elapsed, 0.0)
+        # By the allowance itself: a quota has a least.
+        base = max(spent * one.cost_ns * 1e-9 / self._allowance(one) - elapsed, 0.0)
         if elapsed / (elapsed + base) < _LEAST_DUTY:
             pause = min(base * 2**one.strikes, _LONGEST_PAUSE)
             one.strikes = min(one.strikes + 1, 16)
@@ -232,9 +242,13 @@ class Governor:
     def _quota(self, one: Watched) -> int:
         if one.mode == "full":
             return FREE
+        return max(_LEAST_QUOTA, int(self._allowance(one) * WINDOW_SECONDS / (one.cost_ns * 1e-9)))
+
+    def _allowance(self, one: Watched) -> float:
+        """What it may be cost, in cores."""
         own = self._limits.process * one.used
         part = min(one.cost, own) + self._slack if self._slack else self._level
-        return max(_LEAST_QUOTA, int(min(own, part) * WINDOW_SECONDS / (one.cost_ns * 1e-9)))
+        return max(min(own, part), 1e-9)
 
     def _rate(self, one: Watched) -> float:
         return one.cost / (one.cost_ns * 1e-9)

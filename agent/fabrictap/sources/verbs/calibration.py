@@ -13,15 +13,13 @@ from dataclasses import dataclass
 from fabrictap.ext import calibrate
 from fabrictap.ext.bpf import BpfError
 from fabrictap.sources.verbs import maps
-from fabrictap.sources.verbs.budget import WINDOW_SECONDS, Limits
+from fabrictap.sources.verbs.budget import ASSUMED_NS
 from fabrictap.sources.verbs.elf import Refused
 from fabrictap.sources.verbs.probes import Kind, Probes, ProbesUnavailable, attach_function, load_data
 
 _ROUNDS = 5
 _CALLS = 1000
 _STEPPED_CALLS = 100
-#: Where it could not be measured: as on a virtual machine of 2 GHz; rather too much than too little.
-ASSUMED_NS = 1500.0
 ASSUMED_STEPPED_NS = 12000.0
 
 
@@ -69,8 +67,3 @@ def _measure(probes: Probes, *, stepped: bool) -> float:
     if probed <= bare:
         raise Refused("not_hit", "the probe in our own function was not hit")
     return probed - bare
-
-
-def quota(limits: Limits, cost: Cost) -> int:
-    """Hits in one window of a process that nobody has looked at yet: as of one that keeps a core busy."""
-    return max(1, int(min(limits.process, limits.node) * WINDOW_SECONDS * 1e9 / cost.emulated))

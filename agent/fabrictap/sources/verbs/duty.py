@@ -1,4 +1,4 @@
-"""Keeps to the budget: a thread that the kernel tells when a process has used up its quota, and that lets it go.
+"""Keeps to the budget: a thread that the kernel tells when a process has used up its quota, and lets it go.
 
 A thread of its own, because the source's may be looking through a process's memory just then. What is decided
 is decided by :mod:`budget`; attached and detached is by :mod:`attach`.
@@ -15,7 +15,7 @@ from dataclasses import dataclass, replace
 from fabrictap.ext.bpf import BpfError
 from fabrictap.sources.verbs import calibration, maps
 from fabrictap.sources.verbs.attach import Attachments
-from fabrictap.sources.verbs.budget import Decision, Governor, Limits, Mode, State, Watched
+from fabrictap.sources.verbs.budget import Decision, Governor, Limits, Mode, State, Watched, first_quota
 from fabrictap.sources.verbs.calibration import Cost
 from fabrictap.sources.verbs.meter import OTHERS, Charged, Meter
 from fabrictap.sources.verbs.probes import Probes
@@ -67,7 +67,7 @@ class Duty:
         now = time.monotonic()
         self._next_look, self._next_sweep = now + _LOOK_SECONDS, now + _SWEEP_SECONDS
         self._next_calibration = now + _CALIBRATE_SECONDS
-        self._meter.grant(OTHERS, calibration.quota(limits, self.cost), time.monotonic_ns(), anew=True)
+        self._meter.grant(OTHERS, first_quota(limits, self.cost.emulated), time.monotonic_ns(), anew=True)
         self._thread = threading.Thread(target=self._run, name="fabrictap-budget", daemon=True)
 
     def start(self) -> None:
@@ -122,6 +122,16 @@ class Duty:
             for one in self._governor.processes.values():
                 found[one.state] += 1
             return found
+
+    def run_times(self) -> dict[str, float]:
+        """Seconds that each program has run, as the kernel counts them; empty where it does not."""
+        found = {}
+        for program, count in self._probes.attached.items():
+            if count:
+                spent, runs = self._probes.object.run_time(program)
+                if runs:
+                    found[program] = spent * 1e-9
+        return found
 
     def node_cost(self) -> float:
         """What the probes take of this node now, in cores."""
@@ -182,7 +192,7 @@ class Duty:
                 return
             known = self._meet(pid, self._default, started)
         decision = self._governor.exceeded(
-            pid, charged.hits, cpu, charged.began_ns * 1e-9, charged.mark, time.monotonic()
+            pid, charged.hits, cpu, time.monotonic(), began=charged.began_ns * 1e-9, mark=charged.mark
         )
         if decision is not None:
             self._attachments.pause(pid)

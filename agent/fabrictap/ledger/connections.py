@@ -74,8 +74,8 @@ class Connection(ConnectionRow):
     ) -> None:
         super().__init__(device, qpn, type, state, pid, process, created_ns, origin)
         self.cover(coverage.kind, coverage.since_ns, coverage.fraction)
-        #: Nanoseconds that had been missed of its process when it was made.
-        self.missed_before_ns = 0
+        #: Nanoseconds that had been missed of its process when it was made; None where nobody asked yet.
+        self.missed_before_ns: int | None = None
         self.port = port
         self.gid = gid
         self.peer_gid = peer_gid

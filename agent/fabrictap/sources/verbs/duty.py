@@ -60,6 +60,8 @@ class Duty:
         self._stop = threading.Event()
         self._started: dict[int, int] = {}
         self._figures: dict[int, Figures] = {}
+        #: Processes that had gone at the last sweep.
+        self._gone: set[int] = set()
         #: Newest last; what is forgotten was not taken in time.
         self._decisions: deque[Decision] = deque(maxlen=_MOST_DECISIONS)
         self.cost = calibration.measure(probes.kind)
@@ -223,8 +225,13 @@ class Duty:
             self._next_sweep = now + _SWEEP_SECONDS
             for pid in (charged.keys() | self._governor.processes.keys()) - {OTHERS}:
                 started = maps.start_time(pid)
-                if started is None or self._started.get(pid, started) != started:
+                if started is not None and self._started.get(pid, started) == started:
+                    self._gone.discard(pid)
+                elif pid in self._gone:
+                    self._gone.discard(pid)
                     self.forget(pid)
+                else:
+                    self._gone.add(pid)  # the last that is recorded of it may not have been folded yet
         seen = []
         for pid, one in self._governor.processes.items():
             cpu = cpu_seconds(pid)

@@ -54,11 +54,13 @@ class Estimates:
         #: Nanoseconds missed of each process at the last fold.
         self._before: dict[int, int] = {}
 
-    def fold(self, arrived: Iterable[Connection], now_ns: int, *, figures: bool) -> None:
-        """``arrived``: connections that are new. ``figures``: export them too."""
-        for connection in arrived:
-            if connection.pid is not None:
-                connection.missed_before_ns = self._missed.until(connection.pid, connection.created_ns)
+    def settle(self, connection: Connection, now_ns: int) -> None:
+        """The flows of a connection are about to end: how much of it was seen."""
+        if connection.pid is not None:
+            self._estimate(connection, self._missed.until(connection.pid, now_ns), now_ns)
+
+    def fold(self, now_ns: int, *, figures: bool) -> None:
+        """``figures``: export them too."""
         known = self._duty.figures()
         self._cover(known, now_ns)
         self._tell(self._duty.decisions(), now_ns)
@@ -82,14 +84,18 @@ class Estimates:
             if total == before.get(pid, 0):
                 continue  # the fractions only grow, which can wait until there is a gap again
             for connection in self._ledger.connections.of_process(pid):
-                lost = total - connection.missed_before_ns
-                if lost <= 0 or connection.coverage_kind == "control_only":
-                    continue
-                port = f"{connection.device}/{connection.port or 1}"
-                self._ledger.traffic.partial_ns[port] = now_ns
-                self._estimate(connection, lost, now_ns)
+                self._estimate(connection, total, now_ns)
 
-    def _estimate(self, connection: Connection, lost: int, now_ns: int) -> None:
+    def _estimate(self, connection: Connection, missed: int, now_ns: int) -> None:
+        """``missed`` of its process until now."""
+        if not missed or connection.pid is None or connection.coverage_kind == "control_only":
+            return
+        if connection.missed_before_ns is None:
+            connection.missed_before_ns = self._missed.until(connection.pid, connection.created_ns)
+        lost = missed - connection.missed_before_ns
+        if lost <= 0:
+            return
+        self._ledger.traffic.partial_ns[f"{connection.device}/{connection.port or 1}"] = now_ns
         began_ns = max(connection.since_ns or 0, connection.created_ns)
         fraction = min(max(0.0, 1 - lost / max(1, now_ns - began_ns)), _MOST)
         was = connection.fraction

@@ -166,7 +166,7 @@ class PostFold:
         for connection in self._ledger.connections:
             if connection.coverage_kind != "control_only":
                 connection.coverage = Coverage("since", now_ns)
-                connection.missed_before_ns = 0
+                connection.missed_before_ns = None
         self._retire_all([*self._counters, *self._ignored], now_ns)
         self._retired.clear()
         self._table = table

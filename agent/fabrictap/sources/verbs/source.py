@@ -396,18 +396,7 @@ class Verbs:
         self._ledger.memory.fold(sample.regions, offset)
         self._connection_manager_fold.fold(now_ns)
         for record in sample.records:
-            if record.kind == QP_DESTROYED:
-                # Its last posts first: what they moved belongs to the flows that end now.
-                self._post_fold.finish(record.device, record.qpn, now_ns)
-            elif record.kind == PROCESS_EXITED:
-                for connection in self._ledger.connections.of_process(record.pid):
-                    self._post_fold.finish(connection.device, connection.qpn, now_ns)
-            elif ends_flows(record):
-                self._post_fold.settle(record.device, record.qpn, now_ns)
-                if unbinds(record):
-                    self._post_fold.unbind(record.device, record.qpn, now_ns)
-            self._control_fold.fold(record, record.time_ns + offset)
-            self._post_fold.learn(record)
+            self._fold_record(record, now_ns, offset)
         if sample.posts:
             arrived = self._ledger.connections.take_arrived()
             self._unresolved |= self._control_fold.complete(arrived)
@@ -415,11 +404,34 @@ class Verbs:
             if not self._post_fold.owing:
                 self._ledger.traffic.posted = self._post_fold.posted()
                 self._ledger.traffic.posted_until_ns = sample.posts_ns
-        self._estimate(arrived if sample.posts else (), now_ns, figures=sample.posts)
+        if self._estimates is not None:
+            self._estimates.fold(now_ns, figures=sample.posts)
         for pid in sample.gone:
             self._post_fold.process_gone(pid, now_ns)
             self._control_fold.process_gone(pid, now_ns)
         self._export(sample, now_ns)
+
+    def _ending(self, record: Record) -> Iterable[Connection | None]:
+        """The connections whose flows end with a record."""
+        if record.kind == PROCESS_EXITED:
+            return self._ledger.connections.of_process(record.pid)
+        return (self._ledger.connections.get(record.device, record.qpn),)
+
+    def _fold_record(self, record: Record, now_ns: int, offset: int) -> None:
+        if ends_flows(record):
+            self._estimate(self._ending(record), now_ns)
+        if record.kind == QP_DESTROYED:
+            # Its last posts first: what they moved belongs to the flows that end now.
+            self._post_fold.finish(record.device, record.qpn, now_ns)
+        elif record.kind == PROCESS_EXITED:
+            for connection in self._ledger.connections.of_process(record.pid):
+                self._post_fold.finish(connection.device, connection.qpn, now_ns)
+        elif ends_flows(record):
+            self._post_fold.settle(record.device, record.qpn, now_ns)
+            if unbinds(record):
+                self._post_fold.unbind(record.device, record.qpn, now_ns)
+        self._control_fold.fold(record, record.time_ns + offset)
+        self._post_fold.learn(record)
 
     def _begin_anew(self, now_ns: int) -> None:
         self._post_fold.restart(self._posts, now_ns)
@@ -427,9 +439,11 @@ class Verbs:
             self._former.close()
             self._former = None
 
-    def _estimate(self, arrived: Iterable[Connection], now_ns: int, *, figures: bool) -> None:
+    def _estimate(self, connections: Iterable[Connection | None], now_ns: int) -> None:
         if self._estimates is not None:
-            self._estimates.fold(arrived, now_ns, figures=figures)
+            for connection in connections:
+                if connection is not None:
+                    self._estimates.settle(connection, now_ns)
 
     def _export(self, sample: Sample, now_ns: int) -> None:
         attributes = {catalog.SOURCE.name: self.name}

@@ -13,8 +13,9 @@ from doubles.provider.application import RC, Application
 from doubles.provider.builder import FUNCTIONS, Double
 from fabrictap.sources.verbs.attach import Attachments, File
 from fabrictap.sources.verbs.budget import Limits, State
+from fabrictap.sources.verbs.discovery import Discovery
 from fabrictap.sources.verbs.duty import Duty
-from fabrictap.sources.verbs.meter import Meter
+from fabrictap.sources.verbs.meter import OTHERS, Meter
 from fabrictap.sources.verbs.probes import Probes, load_data
 
 #: As much work as makes about two million posts a second on a processor of 2 to 3 GHz.
@@ -160,20 +161,43 @@ def test_workloads_that_are_off_or_full_are_left_alone_by_the_budget(budget, app
     assert budget.posted(application) == (answer["posts"] if mode == "full" else 0)
 
 
-def test_nothing_is_left_of_processes_that_have_gone(budget, double):
-    before = len(list(Path("/proc/self/fd").iterdir()))
+def test_nothing_is_left_of_a_thousand_processes(budget, double):
+    """Which open a device and end; one in ten exceeds its budget, and one in ten is not to be counted."""
+    discovery = Discovery(budget.attachments, budget.errors)
     meter = Meter(budget.probes)
-    for _ in range(20):
+
+    def held() -> tuple[int, int, dict[str, int]]:
+        tables = ("calls", "batches", "meters")
+        entries = {
+            name: sum(count for _, _, count in budget.probes.object.map(name).batches()) for name in tables
+        }
+        return len(list(Path("/proc/self/fd").iterdir())), budget.attachments.links, entries
+
+    def live(number: int) -> int:
+        """What one process does; its pid."""
         with Application(double.driver) as application:
+            mode = "off" if number % 10 == 1 else "budget"
             ready(application)
-            budget.use(application)
-            application.tell("work", 20, SPINS)
-    budget.attachments.sweep()
-    until(lambda: set(meter.all()) == {0})
-    budget.attachments.sweep()
+            budget.duty.meet(application.pid, mode)
+            since = discovery.look(application.pid)
+            assert since is not None or mode == "off"
+            application.tell("work", 3, 100) if number % 10 == 0 else application.send(0, times=3)
+        return application.pid
+
+    before = held()
+    pids = set()
+    for number in range(1000):
+        pids.add(live(number))
+        if number % 100 == 99:
+            discovery.sweep()
+    until(lambda: budget.duty.figures() == {} and set(meter.all()) == {OTHERS}, 60)
+    discovery.sweep()
     budget.attachments.settle()
-    assert budget.duty.figures() == {}
+    discovery.sweep()
+    budget.attachments.forget_threads()
+    assert len(pids) > 900
+    assert held() == before
     assert budget.attachments.missed.pids() == []
     assert budget.file.users == {}
     assert budget.file.divided is False
-    assert len(list(Path("/proc/self/fd").iterdir())) <= before + len(FUNCTIONS)
+    assert budget.errors == {}

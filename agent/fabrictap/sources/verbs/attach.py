@@ -297,16 +297,22 @@ class Attachments:
         """Attach for one user of a divided file, or for the one that a file is attached for alone."""
         if pid in self._paused:
             return False
-        if any(one.pid == pid for probed in file.places.values() for one in probed.attachments):
+        if pid in self._attached(file):
             return True
-        attached = {one.pid for probed in file.places.values() for one in probed.attachments}
-        if len(attached) >= _MOST_DIVIDED:
-            self._refuse("too_many_processes")
-            return False
+        if len(self._attached(file)) >= _MOST_DIVIDED:
+            for user in [user for user, started in file.users.items() if maps.start_time(user) != started]:
+                self._leave(file, user)
+            if len(self._attached(file)) >= _MOST_DIVIDED:
+                self._refuse("too_many_processes")
+                return False
         done = [
             self._attach_place(file, place, probed.attachments, pid) for place, probed in file.places.items()
         ]
         return all(done)
+
+    @staticmethod
+    def _attached(file: File) -> set[int]:
+        return {one.pid for probed in file.places.values() for one in probed.attachments}
 
     def _take(self, file: File, pid: int | None = None) -> list[Link]:
         """The links of ``pid``, or all of a file, to be closed; those that are hit most first."""

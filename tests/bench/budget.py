@@ -26,7 +26,7 @@ from fabrictap.sources.verbs.probes import Probes, attach_place, load_data
 
 TURNS, TURN_MS = 12, 5000
 #: Work after each post that makes it about two million a second on a processor of 2 to 3 GHz.
-SPINS = 300
+SPINS = 900
 LEAST_KEPT = 0.99
 REACTION_S = 0.2
 METERED_GOAL = 1.15

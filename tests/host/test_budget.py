@@ -19,7 +19,7 @@ from fabrictap.sources.verbs.meter import OTHERS, Meter
 from fabrictap.sources.verbs.probes import Probes, load_data
 
 #: As much work as makes about two million posts a second on a processor of 2 to 3 GHz.
-SPINS = 300
+SPINS = 900
 PATIENCE = 20.0
 
 

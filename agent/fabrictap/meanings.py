@@ -35,7 +35,17 @@ MEANINGS = {
         "how the kernel is hooked: `auto` (the first of these that works), `fexit`, `kprobe`, `syscall`, "
         "`off`"
     ),
-    "sources.verbs.data": "count posted work in the provider libraries (about 1 us a post): `full`, `off`",
+    "sources.verbs.data": (
+        "count posted work in the provider libraries (about 1 us a post): `full` (all of it), "
+        "`budget` (as much as the [budget](operator.md#budget) allows), `off`"
+    ),
+    "sources.verbs.budget.process": (
+        "what that may cost a process, as a share of the CPU time that it uses itself"
+    ),
+    "sources.verbs.budget.node": (
+        "what it may cost all of them together, in cores; those that a rule counts in `full` are not in it"
+    ),
+    "sources.verbs.budget.workloads": "rules for some workloads; the first that matches a process holds",
     "sources.verbs.refused": (
         "`count`: a post is counted when the application makes it, even if the provider refuses it (queue"
         " full: rare, as applications keep count). `subtract`: it is looked at again when it returns, and"
@@ -168,23 +178,31 @@ MEANINGS = {
     "resource.service_name": "`service.name`",
     "resource.attributes": "further resource attributes; they win over detected ones",
 }
-#: Of each entry of policy.workloads.
-RULE = {
-    "match": (
-        "attribute of the process -> shell pattern, as in `k8s.namespace.name: train-*`; all must match; "
-        "none: every process"
-    ),
-    "tenant": "whose it is, where that is not what `policy.tenant_by` says",
-    "talks_to": "other tenants that it may be connected to on this node",
-    "peers": (
-        "addresses, networks (`10.1.0.0/16`, `fe80::/64`) and GIDs that it may talk to; null: they are "
-        "learned"
-    ),
-    "egress_budget": "a day, to one peer; null: its own past decides",
-    "exposed_memory": "memory of one process that peers may read or write; null: `findings.exposed_memory`",
-    "remote_read": (
-        "peers among `peers` may read its memory: no finding of "
-        "[remote_read_egress](security.md#remote_read_egress-dark_egress)"
-    ),
-    "queue_pairs": "of one process; null: `findings.queue_pairs`",
+#: Of each entry of a list of rules.
+RULES = {
+    "sources.verbs.budget.workloads": {
+        "match": "as in a [policy](operator.md#policy)",
+        "data": "how its posts are counted",
+    },
+    "policy.workloads": {
+        "match": (
+            "attribute of the process -> shell pattern, as in `k8s.namespace.name: train-*`; all must match; "
+            "none: every process"
+        ),
+        "tenant": "whose it is, where that is not what `policy.tenant_by` says",
+        "talks_to": "other tenants that it may be connected to on this node",
+        "peers": (
+            "addresses, networks (`10.1.0.0/16`, `fe80::/64`) and GIDs that it may talk to; null: they are "
+            "learned"
+        ),
+        "egress_budget": "a day, to one peer; null: its own past decides",
+        "exposed_memory": (
+            "memory of one process that peers may read or write; null: `findings.exposed_memory`"
+        ),
+        "remote_read": (
+            "peers among `peers` may read its memory: no finding of "
+            "[remote_read_egress](security.md#remote_read_egress-dark_egress)"
+        ),
+        "queue_pairs": "of one process; null: `findings.queue_pairs`",
+    },
 }

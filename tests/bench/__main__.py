@@ -9,6 +9,7 @@ from pathlib import Path
 
 from bench import (
     agent,
+    budget,
     counters,
     detectors,
     export,
@@ -19,11 +20,13 @@ from bench import (
     readers,
     ringbuffer,
     uprobe,
+    volume,
 )
 from bench.result import Result, table, write
 
 PARTS: dict[str, Callable[[], list[Result]]] = {
     "uprobe": uprobe.measure,
+    "budget": budget.measure,
     "counters": counters.measure,
     "infiniband": infiniband.measure,
     "ringbuffer": ringbuffer.measure,
@@ -35,6 +38,7 @@ PARTS: dict[str, Callable[[], list[Result]]] = {
     "agent": agent.measure,
     "growth": agent.measure_growth,
     "readers": readers.measure,
+    "volume": volume.measure,
 }
 OUTPUT = Path(__file__).parents[2] / "build" / "bench.json"
 

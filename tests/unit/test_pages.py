@@ -10,7 +10,7 @@ import yaml
 from fabrictap import catalog, config
 from fabrictap.ext import layout
 from fabrictap.ledger.flows import FlowId
-from fabrictap.meanings import MEANINGS, RULE
+from fabrictap.meanings import MEANINGS, RULES
 from fabrictap.view import configuration, doctor
 
 ROOT = Path(__file__).parents[2]
@@ -41,7 +41,8 @@ def test_every_key_has_a_meaning_and_its_default():
             documented[f"{head}{name}{tail}" if brace else key] = yaml.safe_load(default)
     assert documented == dict(keys(config.as_written(config.Config())))
     assert set(MEANINGS) == {key for key, _, _, _ in configuration.rows()}, "a key that there is not"
-    assert set(RULE) == set(config.WorkloadPolicy.__struct_fields__)
+    rules = {key: set(kind.__struct_fields__) for key, kind in configuration.ENTRIES.items()}
+    assert {key: set(meanings) for key, meanings in RULES.items()} == rules
 
 
 def test_the_operators_page_has_true_defaults():

@@ -9,9 +9,14 @@ from collections.abc import Iterator
 from typing import Any, Literal
 
 from fabrictap import config
-from fabrictap.config import Config, Duration, Section, Size, WorkloadPolicy
-from fabrictap.meanings import MEANINGS, RULE
+from fabrictap.config import Config, Duration, Section, Size, WorkloadData, WorkloadPolicy
+from fabrictap.meanings import MEANINGS, RULES
 
+#: Keys of lists of rules -> what an entry is.
+ENTRIES: dict[str, type[Section]] = {
+    "sources.verbs.budget.workloads": WorkloadData,
+    "policy.workloads": WorkloadPolicy,
+}
 _SIGNALS = ("metrics", "traces", "logs")
 _INTRODUCTION = (
     "Made by `fabrictap check-config --reference`. How it is read, and what wins over what:",
@@ -33,11 +38,9 @@ def markdown() -> str:
             section = head
             lines += ["", f"## {section}", "", *_head(getattr(Config(), section))]
         lines.append(f"| `{key}` | {kind} | `{default}` | {_cell(meaning)} |")
-        if key == "policy.workloads":
-            lines += [
-                f"| {name} | {kind} | `{default}` | {_cell(RULE[key])} |"
-                for name, key, kind, default in _rules()
-            ]
+        for name, rule_kind, rule_default in _rule(key):
+            said = _cell(RULES[key][name])
+            lines.append(f"| &nbsp;&nbsp;`- {name}` | {rule_kind} | `{rule_default}` | {said} |")
     return "\n".join(lines) + "\n"
 
 
@@ -62,9 +65,11 @@ def _leaves(section: Section, path: str) -> Iterator[tuple[str, Any, Any]]:
             yield f"{path}{name}", kinds[name], value
 
 
-def _rules() -> Iterator[tuple[str, str, str, str]]:
-    for name, kind, value in _leaves(WorkloadPolicy(), ""):
-        yield f"&nbsp;&nbsp;`- {name}`", name, _kind(kind), _written(value)
+def _rule(key: str) -> Iterator[tuple[str, str, str]]:
+    """(name, kind, default) of what an entry of the list at ``key`` may have; nothing for other keys."""
+    if key in ENTRIES:
+        for name, kind, value in _leaves(ENTRIES[key](), ""):
+            yield name, _kind(kind), _written(value)
 
 
 def _head(section: Section) -> list[str]:

@@ -21,7 +21,7 @@ _SIGNS = (
     ("-", "not known, which is not zero"),
     ("LINKS", "each NVLink: how much of its speed is in use; x down, ? unknown"),
     ("DARK", "moved by the port, and no post seen on this node asked for it"),
-    ("COVERAGE", "exact; since when posts were seen; control_only: not at all"),
+    ("COVERAGE", "posts seen: exact, since when, estimated (in part), control_only (none)"),
 )
 
 

@@ -13,7 +13,7 @@ T       ?= tests
 REQUIRE ?=
 ARGS    ?=
 SCRIPT  ?=
-# Which measurements make bench takes (uprobe counters infiniband ringbuffer export agent growth volume); all by default.
+# Which measurements make bench takes (uprobe counters infiniband ringbuffer export agent growth readers volume); all by default.
 B       ?=
 
 export REQUIRE

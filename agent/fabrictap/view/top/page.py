@@ -235,10 +235,11 @@ def _foot(look: Look, chosen: State, width: int, manner: Manner, *, news: str, h
         f"lines {chosen.offset + 1}-" if hidden > 0 and chosen.page != state.OVERVIEW else "",
         f"{len(look.gpus)} GPUs, {len(look.ports)} ports, {len(look.flows)} flows",
         f"every {duration(chosen.interval)}",
-        "? help  q quit",
     ]
-    said = " " + "  ".join(part for part in parts if part)
-    return [(clip(said, width, manner).ljust(width), "bar")]
+    keys = "  ? help  q quit "
+    room = width - len(keys)
+    said = clip(" " + "  ".join(part for part in parts if part), room, manner)
+    return [(said + " " * (room - text.width(said)) + keys, "bar")]
 
 
 def _too_small(width: int, height: int) -> list[Line]:

@@ -171,6 +171,15 @@ def test_hostile_names_cannot_touch_the_terminal(rdma):
     assert r"\u8a13\u7df4" in "\n".join(shown(look, State(page="flows"), 200, 30, ascii_only=True))
 
 
+def test_a_filter_is_seen_while_it_is_typed(rdma):
+    look = look_at(rdma[0])
+    for typed in ("x", "訓練", "e\u0301", "x" * 64):
+        lines = shown(look, State(filter=typed, typing=True), 72, 12)
+        assert text.width(lines[-1]) == 72
+        assert lines[-1].startswith(f" filter: {text.steady(typed)}"[:70])
+        assert all(text.width(line) <= 72 for line in shown(look, State(filter=typed), 72, 12))
+
+
 def test_bits_are_eight_times_bytes(rdma):
     look = look_at(rdma[0])
     said = "\n".join(shown(look, State(page="ports", bits=True), 120, 20, bits=True))

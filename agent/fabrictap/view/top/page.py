@@ -83,7 +83,7 @@ def _head(look: Look, width: int, manner: Manner) -> list[Line]:
     left = f" fabrictap top  {manner.safe(look.node) or text.UNKNOWN}  {look.life.state}, {age}"
     clock = f"{moment(look.time_ns)[11:]} "
     left = clip(left, width - len(clock) - 1, manner)
-    title = [(left + " " * (width - text.width(left) - len(clock)) + clock, "bar")]
+    title = [(_padded(left, width - len(clock)) + clock, "bar")]
     made: list[Line] = [title]
     if look.life.state != "running":
         seen = moment(look.life.last_tick_ns or look.life.created_ns)
@@ -219,14 +219,8 @@ def _source_lines(sources: Sequence[dict[str, Any]]) -> list[str]:
 
 def _foot(look: Look, chosen: State, width: int, manner: Manner, *, news: str, hidden: int) -> Line:
     if chosen.typing:
-        return [
-            (
-                clip(
-                    f" filter: {manner.safe(chosen.filter)}_   Enter keeps it, Esc ends it", width, manner
-                ).ljust(width),
-                "bar",
-            )
-        ]
+        said = f" filter: {manner.safe(chosen.filter)}_   Enter keeps it, Esc ends it"
+        return [(_padded(clip(said, width, manner), width), "bar")]
     parts = [
         news and manner.safe(news),
         "PAUSED" if chosen.paused else "",
@@ -239,7 +233,11 @@ def _foot(look: Look, chosen: State, width: int, manner: Manner, *, news: str, h
     keys = "  ? help  q quit "
     room = width - len(keys)
     said = clip(" " + "  ".join(part for part in parts if part), room, manner)
-    return [(said + " " * (room - text.width(said)) + keys, "bar")]
+    return [(_padded(said, room) + keys, "bar")]
+
+
+def _padded(said: str, width: int) -> str:
+    return said + " " * (width - text.width(said))
 
 
 def _too_small(width: int, height: int) -> list[Line]:

@@ -1,7 +1,12 @@
 """``fabrictap top`` without a terminal: what is read, how it fits, what keys do."""
 
+import fcntl
 import json
+import os
+import pty
 import re
+import struct
+import termios
 import time
 from dataclasses import replace
 from types import SimpleNamespace
@@ -19,7 +24,7 @@ from fabrictap.view.top.follow import Follower
 from fabrictap.view.top.look import Way, total
 from fabrictap.view.top.past import TICKS, Pasts
 from fabrictap.view.top.read import Reader
-from fabrictap.view.top.screen import has_unicode, split
+from fabrictap.view.top.screen import Screen, has_unicode, split
 from fabrictap.view.top.state import PAGES, State
 from fabrictap.view.top.table import Column, Manner, Order, arrange
 from rings import S
@@ -418,6 +423,26 @@ def test_sparklines_scale_and_leave_blank_what_is_unknown():
 )
 def test_keys_are_told_apart(typed, keys):
     assert split(typed) == keys
+
+
+def test_the_last_letter_of_a_full_line_is_not_erased(tmp_path):
+    ours, theirs = pty.openpty()
+    fcntl.ioctl(ours, termios.TIOCSWINSZ, struct.pack("HHHH", 3, 20, 0, 0))
+    try:
+        with Screen(theirs, theirs, colour=False) as screen:
+            screen.paint([[("x" * 20, "")], [("訓" * 10, "bar")], [("short", "")]])
+            first = os.read(ours, 4096).decode()
+            screen.paint([[("x" * 20, "")], [("y" * 19, "")], [("short", "")]])
+            second = os.read(ours, 4096).decode()
+        assert re.findall(r"(x|訓|short)(?:\x1b\[0m)*(\x1b\[K)?(?=\x1b\[\d;1H|$)", first) == [
+            ("x", ""),
+            ("訓", ""),
+            ("short", "\x1b[K"),
+        ]
+        assert second == f"\x1b[2;1H\x1b[0m{'y' * 19}\x1b[0m\x1b[K", "what has not changed is not painted"
+    finally:
+        os.close(ours)
+        os.close(theirs)
 
 
 def test_keys_change_what_was_chosen():

@@ -13,6 +13,7 @@ from collections.abc import Mapping, Sequence
 from types import FrameType, TracebackType
 from typing import Any
 
+from fabrictap.view import text
 from fabrictap.view.top.table import Line
 
 #: Style -> SGR parameters with colour, and without.
@@ -99,7 +100,9 @@ class Screen:
         parts = [] if self._painted else ["\x1b[2J"]
         for number, line in enumerate(said):
             if number >= len(self._painted) or line != self._painted[number]:
-                parts.append(f"\x1b[{number + 1};1H\x1b[0m{line}\x1b[0m\x1b[K")
+                # Behind a full line the cursor stands on its last letter, in most terminals.
+                rest = "\x1b[K" if sum(text.width(part) for part, _ in lines[number]) < size[0] else ""
+                parts.append(f"\x1b[{number + 1};1H\x1b[0m{line}\x1b[0m{rest}")
         self._painted = said
         if parts:
             self._write("".join(parts))

@@ -26,7 +26,7 @@ from support import eventually
 
 HERE = Path(__file__).parent
 READERS, HCAS, CONNECTIONS = 5, 8, 256
-ROUNDS, SECONDS, PAUSE = 12, 5, 1.0
+ROUNDS, SECONDS, PAUSE = 16, 4, 1.0
 GOAL = 1.05
 _OFF = (
     "export.otlp.metrics.enabled=false",

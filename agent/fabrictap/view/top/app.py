@@ -86,41 +86,40 @@ def _page_by_page(reader: Reader, chosen: State, options: Options, ascii_only: b
 def _watch(reader: Reader, chosen: State, options: Options, ascii_only: bool) -> None:
     chosen.interval = options.interval
     with Screen(sys.stdin.fileno(), sys.stdout.fileno(), colour=options.colour) as screen:
-        look, trouble, next_look, spent = None, "", 0.0, 0.0
+        began, spent, fresh, trouble = time.monotonic(), 0.0, True, ""
+        # In the screen's hands: whatever this raises, the terminal is given back.
+        look = reader.look(screen.size[1])
         try:
-            while not (chosen.quit or screen.ended):
-                began = time.thread_time()
+            while True:
+                cost = time.thread_time()
                 width, height = screen.size
-                now = time.monotonic()
-                if now >= next_look and (not chosen.paused or look is None):
-                    try:
-                        look, trouble = reader.look(height), ""
-                    except RecordingError as error:
-                        # Damaged under our eyes; what was seen last stays. The next file may be better.
-                        if look is None:
-                            raise
-                        trouble = str(error)
-                    looked = True
-                else:
-                    looked = False
-                if look is None:
-                    raise AssertionError
-                manner = _manner(chosen, look, ascii_only)
+                news = trouble or _news(reader, chosen, spent)
                 screen.paint(
-                    page.frame(
-                        look, chosen, width, height, manner, news=trouble or _news(reader, chosen, spent)
-                    )
+                    page.frame(look, chosen, width, height, _manner(chosen, look, ascii_only), news=news)
                 )
-                if looked:
-                    spent = reader.spent and time.thread_time() - began
-                    next_look = now + max(chosen.interval, spent / _SHARE)
-                before = chosen.interval
-                for key in screen.wait(max(next_look - time.monotonic(), chosen.paused * chosen.interval)):
+                if fresh:
+                    # A first look reads all that is kept, and says nothing about the others.
+                    spent = reader.spent and reader.spent + time.thread_time() - cost
+                due = began + max(chosen.interval, spent / _SHARE)
+                left = due - time.monotonic()
+                for key in screen.wait(chosen.interval if chosen.paused else left):
                     chosen.key(key)
-                if chosen.interval != before:
-                    next_look = now + max(chosen.interval, spent / _SHARE)
+                if chosen.quit or screen.ended:
+                    return
+                fresh = not chosen.paused and time.monotonic() >= due
+                if fresh:
+                    began = time.monotonic()
+                    look, trouble = _again(reader, look, height)
         except TerminalGone:
             return
+
+
+def _again(reader: Reader, look: Look, height: int) -> tuple[Look, str]:
+    """(another look, nothing); the last one and why, where the file is damaged: the next may be better."""
+    try:
+        return reader.look(height), ""
+    except RecordingError as error:
+        return look, str(error)
 
 
 def _news(reader: Reader, chosen: State, spent: float) -> str:

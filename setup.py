@@ -119,6 +119,7 @@ _DECLARATIONS = [
     *(ROOT / "ext").glob("*.h"),
     *(ROOT / "ext").glob("*.pxd"),
     ROOT / "probes" / "include" / "records.h",
+    ROOT / "probes" / "include" / "work.h",
 ]
 
 
@@ -148,6 +149,7 @@ setup(
             extension("dcgm", ["dl"]),
             extension("connections", []),
             extension("posts", []),
+            extension("completions", ["m"]),
             extension("fold", []),
             extension("regions", []),
             extension("layout", []),

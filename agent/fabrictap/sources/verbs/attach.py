@@ -28,6 +28,7 @@ from fabrictap.ext.bpf import BpfError
 from fabrictap.sources.verbs import maps
 from fabrictap.sources.verbs.detach import Detaching
 from fabrictap.sources.verbs.probes import Attachment, Probes, attach_function, detach, forget_threads
+from fabrictap.sources.verbs.providers import WINDOWED
 
 _log = logging.getLogger(__name__)
 _PAGE = mmap.PAGESIZE
@@ -69,7 +70,9 @@ class File:
 
     def since(self, functions: Container[str]) -> int | None:
         """Since when those of ``functions`` that it has are counted; None where one, or all, are not."""
-        found = [probed for (name, _), probed in self.places.items() if name in functions]
+        found = [
+            probed for (name, _), probed in self.places.items() if name in functions and name not in WINDOWED
+        ]
         if not found or not all(probed.attachments for probed in found):
             return None
         return max(probed.since_ns for probed in found)
@@ -134,7 +137,9 @@ class Attachments:
             self._finish(private)
         shared = next((other for other in same if not other.key[2]), None)
         if pid and shared is not None:
-            wanted -= {place for place, probed in shared.places.items() if probed.attachments}
+            wanted -= {
+                place for place, probed in shared.places.items() if probed.attachments or place[0] in WINDOWED
+            }
             if not wanted:
                 os.close(descriptor)
                 return shared

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from fabrictap.sources.rdma_netlink.client import Client
+from fabrictap.sources.rdma_netlink.threads import process_of
 from fabrictap.sources.verbs import libraries, maps
 from fabrictap.sources.verbs.elf import Refused
 
@@ -70,17 +71,6 @@ def connection(text: str, client: Client | None = None) -> Whom:
         raise TraceError(f"--qp {text}: this queue pair is {who}: only those of processes can be traced")
     whom = process(process_of(found.owner.tid))
     return Whom(whom.pid, whom.name, whom.started, device, int(number))
-
-
-def process_of(tid: int) -> int:
-    """The process that a thread belongs to; the thread's own number where it cannot be read."""
-    try:
-        for line in Path(f"/proc/{tid}/status").read_text(encoding="utf-8", errors="replace").splitlines():
-            if line.startswith("Tgid:"):
-                return int(line.split()[1])
-    except (OSError, ValueError, IndexError):
-        pass
-    return tid
 
 
 def check_uses_rdma(whom: Whom) -> None:

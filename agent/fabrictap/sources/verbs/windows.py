@@ -170,10 +170,12 @@ class Windows:
                 raise OSError(0, "; ".join(refused) or "nothing to attach to")
             drain(probes)
             self.watching = True
+            _log.debug("a window is open: %d probes", len(links))
             return self._read(probes, len(links))
         finally:
             Detaching(links).wait()
             self.watching = False
+            _log.debug("the window has ended, its probes are detached")
 
     def _read(self, probes: Probes, attached: int) -> Window:
         began = time.monotonic_ns()

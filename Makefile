@@ -13,7 +13,7 @@ T       ?= tests
 REQUIRE ?=
 ARGS    ?=
 SCRIPT  ?=
-# Which measurements make bench takes (uprobe counters infiniband ringbuffer export agent growth); all by default.
+# Which measurements make bench takes (uprobe completions counters infiniband ringbuffer export agent growth); all by default.
 B       ?=
 
 export REQUIRE

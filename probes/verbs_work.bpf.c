@@ -79,7 +79,7 @@ struct {
 	__type(value, __u8);
 } selective SEC(".maps");
 
-/* How often a probe was run, so that who attached them knows what they cost. */
+/* How many calls were probed, so that who attached them knows what they cost. */
 struct {
 	__uint(type, BPF_MAP_TYPE_PERCPU_ARRAY);
 	__uint(max_entries, 1);

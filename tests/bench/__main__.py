@@ -7,11 +7,24 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
-from bench import agent, counters, detectors, export, exposition, fold, infiniband, nvml, ringbuffer, uprobe
+from bench import (
+    agent,
+    completions,
+    counters,
+    detectors,
+    export,
+    exposition,
+    fold,
+    infiniband,
+    nvml,
+    ringbuffer,
+    uprobe,
+)
 from bench.result import Result, table, write
 
 PARTS: dict[str, Callable[[], list[Result]]] = {
     "uprobe": uprobe.measure,
+    "completions": completions.measure,
     "counters": counters.measure,
     "infiniband": infiniband.measure,
     "ringbuffer": ringbuffer.measure,

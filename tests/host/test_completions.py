@@ -342,7 +342,7 @@ def test_a_window_ends_early_where_its_probes_cost_too_much(files, windows, appl
     opened = windows(window=30, every=60, cost=0.0001)
     until(lambda: opened.step(files.attachments) or opened.open)
     until(lambda: opened.watching)
-    application.tell("polls", 20_000)  # 40,000 probes; it may take 6,666
+    application.tell("polls", 20_000)  # it may take 2,727
     window = one_window(opened, files)
     assert window.end == "cost"
     assert window.ended_ns - window.began_ns < 20e9

@@ -75,7 +75,7 @@ class Reader:
 
     @property
     def hits(self) -> int:
-        """How often a probe was run since the start."""
+        """How many calls were probed since the start."""
         return hits(self._probes) - self._hits_before
 
     def _missing(self) -> int:
@@ -84,7 +84,7 @@ class Reader:
 
 
 def hits(probes: Probes) -> int:
-    """How often a probe was run since they were loaded."""
+    """How many calls were probed since they were loaded."""
     value = probes.object.map("hits").get(bytes(4))
     return sum_per_cpu(value) if value is not None else 0
 

@@ -73,21 +73,29 @@ class Trace:
         why = "interrupted"
         while not stop.is_set():
             alive = whom.alive
-            self._turn(time.monotonic())
-            try:
-                taken, more = self._session.read(0 if self._session.busy else _READ_MS, most=self._left)
-            except BpfError as error:
-                raise TraceError(f"the probes cannot be read any more: {error}") from None
-            self._print(taken)
-            self._not_shown += more
+            self._read(0 if self._session.busy else _READ_MS)
             if not alive and not self._session.busy:
                 why = f"process {whom.pid} has ended"
                 break
             if time.monotonic() >= began + seconds:
                 why = ""
                 break
-        self._end(time.monotonic() - began, why)
+        ended = time.monotonic()
+        # What was recorded until now and is not read yet; a process that goes on makes more all the time.
+        self._read(0)
+        while self._session.busy and time.monotonic() < ended + _SECOND:
+            self._read(0)
+        self._end(ended - began, why)
         return 0
+
+    def _read(self, timeout_ms: int) -> None:
+        self._turn(time.monotonic())
+        try:
+            taken, more = self._session.read(timeout_ms, most=self._left)
+        except BpfError as error:
+            raise TraceError(f"the probes cannot be read any more: {error}") from None
+        self._print(taken)
+        self._not_shown += more
 
     def _turn(self, now: float) -> None:
         """A new second: what the last one left out is told, and there is room again."""

@@ -120,6 +120,7 @@ _DECLARATIONS = [
     *(ROOT / "ext").glob("*.pxd"),
     ROOT / "probes" / "include" / "records.h",
     ROOT / "probes" / "include" / "work.h",
+    ROOT / "probes" / "include" / "verbs_abi.h",
 ]
 
 
@@ -145,6 +146,7 @@ setup(
             extension("traces", []),
             extension("ring", ["m"]),
             extension("points", []),
+            extension("calls", []),
             extension("nvml", []),
             extension("dcgm", ["dl"]),
             extension("connections", []),
@@ -154,6 +156,7 @@ setup(
             extension("regions", []),
             extension("layout", []),
             extension("exposition", ["m"]),
+            extension("calibrate", []),
         ],
         include_path=["ext", str(declarations())],
         build_dir="build/cython",

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from bench import (
     agent,
+    budget,
     completions,
     counters,
     detectors,
@@ -19,12 +20,14 @@ from bench import (
     nvml,
     ringbuffer,
     uprobe,
+    volume,
 )
 from bench.result import Result, table, write
 
 PARTS: dict[str, Callable[[], list[Result]]] = {
     "uprobe": uprobe.measure,
     "completions": completions.measure,
+    "budget": budget.measure,
     "counters": counters.measure,
     "infiniband": infiniband.measure,
     "ringbuffer": ringbuffer.measure,
@@ -35,6 +38,7 @@ PARTS: dict[str, Callable[[], list[Result]]] = {
     "detectors": detectors.measure,
     "agent": agent.measure,
     "growth": agent.measure_growth,
+    "volume": volume.measure,
 }
 OUTPUT = Path(__file__).parents[2] / "build" / "bench.json"
 

@@ -109,7 +109,7 @@ def test_text_becomes_the_type_of_the_key():
         ("sources.verbs.completions.every=2d", "every up to 1d"),
         (
             "sources.verbs.completions.cost=0",
-            "completions.cost: expected a share from 0 to 1, as 0.01, got 0",
+            "completions.cost: expected a share from 0 to 1, as 0.001, got 0",
         ),
         ("sources.verbs.completions.cost=nan", "expected a share"),
         ("limits.series=many", "limits.series: expected `int`, got `str`, got 'many'"),

@@ -33,6 +33,10 @@ CALL_NS = 2200
 #: The buffer for records; what they take in 10 ms of the fastest programs.
 _BUFFER = 4 << 20
 _CLOSE_SECONDS = 5.0
+#: Processes that are watched of a file that is attached for each by itself (:mod:`attach`).
+_MOST_DIVIDED = 8
+#: Detached first.
+_BUSY = ("post_send", "poll_cq")
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,14 +66,21 @@ class Window:
 
 
 def targets(files: Iterable[File]) -> list[Target]:
-    """Every place that is known in files that processes use; descriptors are duplicated."""
+    """Every place that is known in files that processes use, the busiest last; descriptors are duplicated.
+
+    For those processes only whose posts are counted now: who must not be stopped there must not be here.
+    """
     found = []
     for file in files:
-        if not file.users:
+        counted = {one.pid for probed in list(file.places.values()) for one in probed.attachments}
+        if not file.users or not counted:
             continue
-        for name, offset in sorted(file.places):
-            found.append(Target(name, os.dup(file.descriptor), offset, file.key[2]))
-    return found
+        for pid in sorted(counted)[:_MOST_DIVIDED]:
+            found += [
+                Target(name, os.dup(file.descriptor), offset, pid or file.key[2])
+                for name, offset in file.places
+            ]
+    return sorted(found, key=lambda target: target.name in _BUSY)
 
 
 class Windows:
@@ -81,6 +92,8 @@ class Windows:
         self._thread: threading.Thread | None = None
         self._stop = threading.Event()
         self._done: queue.SimpleQueue[Window] = queue.SimpleQueue()
+        #: Calls that may be probed in one window.
+        self._most = max(1, int(config.cost * config.every * _NS / CALL_NS))
         self._next = time.monotonic() + min(config.every, 1.0)
         self._refused = False
         #: Whether the probes of a window are attached.
@@ -158,6 +171,7 @@ class Windows:
     def _window(self, probes: Probes, wanted: list[Target]) -> Window:
         links: list[Link] = []
         refused = []
+        began, before = time.monotonic(), hits(probes)
         try:
             for target in wanted:
                 try:
@@ -173,8 +187,11 @@ class Windows:
             _log.debug("a window is open: %d probes", len(links))
             return self._read(probes, len(links))
         finally:
-            Detaching(links).wait()
+            Detaching(links[::-1]).wait()
             self.watching = False
+            # They are run until they are detached: what that took beyond what it may delays the next window.
+            taken = (hits(probes) - before) / self._most
+            self._next = max(self._next, began + self._config.every * taken)
             _log.debug("the window has ended, its probes are detached")
 
     def _read(self, probes: Probes, attached: int) -> Window:
@@ -182,11 +199,10 @@ class Windows:
         completions = Completions(began)
         reader = Reader(probes, completions)
         deadline = began + int(self._config.window * _NS)
-        most = max(1, int(self._config.cost * self._config.every * _NS / CALL_NS))
         end = "full"
         while not self._stop.is_set() and time.monotonic_ns() < deadline:
             reader.read(_READ_MS)
-            if reader.hits > most:
+            if reader.hits > self._most:
                 end = "cost"
                 break
         ended = time.monotonic_ns()

@@ -35,11 +35,11 @@ E2E = Path(__file__).parent / "e2e"
 RECORDING = E2E / "data" / "rdma-in-vm.jsonl.gz"
 RULES = sorted((ROOT / "packaging" / "prometheus" / "rules").glob("*.yaml"))
 COLLECTOR = ROOT / "packaging" / "grafana" / "compose" / "collector.yaml"
-#: Seconds of simulation: all of its episodes, the theft at the end of the first node once more.
-SECONDS = 900
+#: Seconds of simulation: all of its episodes, and the theft on the first node once more at the end.
+SECONDS = 720
 #: Host name, profile, and the second of the simulation's cycle (600 s) in which each begins.
 SIMULATED = (
-    ("sim-hgx-1", "hgx-h100", 525),
+    ("sim-hgx-1", "hgx-h100", 105),
     ("sim-hgx-2", "hgx-h100", 130),
     ("sim-gb200-1", "gb200", 330),
     ("sim-a100-1", "a100-mig", 60),

@@ -1,4 +1,4 @@
-"""Makes docs/pictures anew: `make pictures`. Not among the tests, which draw the same pages and keep nothing."""
+"""Makes docs/pictures anew: `make pictures`. The tests draw the same pages and keep nothing."""
 
 from __future__ import annotations
 

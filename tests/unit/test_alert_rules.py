@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shlex
 import shutil
 import subprocess
 from dataclasses import dataclass
@@ -11,7 +12,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from fabrictap import catalog
+from fabrictap import catalog, cli
 from fabrictap.export import prometheus
 from support import require
 
@@ -326,3 +327,12 @@ def test_every_alert_has_a_severity_a_summary_and_a_section_in_the_runbooks() ->
         assert rule["annotations"]["runbook_url"].endswith(f"/docs/runbooks.md#{name.lower()}")
         assert name.lower() in anchors
     assert {kind.name for kind in catalog.findings()} <= anchors
+
+
+def test_the_commands_of_the_runbooks_are_fabrictaps() -> None:
+    page = (ROOT / "docs" / "runbooks.md").read_text()
+    commands = set(re.findall(r"`(fabrictap [^`]+)`", page))
+    assert len(commands) >= 8
+    for text in commands:
+        _, rest = cli._parser().parse_known_args(shlex.split(text)[1:])
+        assert not rest, text

@@ -49,11 +49,15 @@ RECORDED = ("vm-rxe0", "vm-rxe1")
 
 @dataclass(frozen=True)
 class World:
-    """``start`` and ``end``: seconds since the epoch between which all nodes have data."""
+    """``start`` and ``end``: seconds since the epoch between which all nodes have data.
+
+    ``told``: log events of the recording, which no Loki has: (seconds since the epoch, severity, text).
+    """
 
     prometheus: Prometheus
     start: float
     end: float
+    told: tuple[tuple[float, str, str], ...] = ()
 
 
 @pytest.fixture(scope="session")
@@ -84,7 +88,7 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
             for host, profile, begin in SIMULATED
         ]  # fmt: skip
         running += agents
-        replay(port, int(end * 1e9))
+        told = replay(port, int(end * 1e9))
         for agent in agents:
             said = agent.communicate(timeout=240)[1].decode()
             assert agent.returncode == 0, said
@@ -96,7 +100,7 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
 
         eventually(arrived, f"the last figures of {hosts} are in Prometheus", 120)
         prometheus.evaluate(RULES)
-        yield World(prometheus, end - SECONDS + 60, end)
+        yield World(prometheus, end - SECONDS + 60, end, told)
     finally:
         for one in running:
             if one.poll() is None:
@@ -120,11 +124,12 @@ def collector_configuration(prometheus_url: str, port: int, health: int) -> str:
     return yaml.safe_dump(shipped)
 
 
-def replay(port: int, end_ns: int) -> None:
-    """Send the recording's metrics, moved in time so that they end at ``end_ns``."""
+def replay(port: int, end_ns: int) -> tuple[tuple[float, str, str], ...]:
+    """Send the recording's metrics, moved in time so that they end at ``end_ns``; what was told, likewise."""
+    lines = [json.loads(line) for line in gzip.decompress(RECORDING.read_bytes()).decode().splitlines()]
     requests = [
-        json_format.ParseDict(json.loads(line), messages.ExportMetricsServiceRequest())
-        for line in gzip.decompress(RECORDING.read_bytes()).decode().splitlines()
+        json_format.ParseDict(line, messages.ExportMetricsServiceRequest())
+        for line in lines
         if "resourceMetrics" in line
     ]
     last_ns = max(point.time_unix_nano for request in requests for point in _points(request))
@@ -135,6 +140,17 @@ def replay(port: int, end_ns: int) -> None:
                 point.time_unix_nano += end_ns - last_ns
                 point.start_time_unix_nano += end_ns - last_ns
             stub.Export(request, timeout=30)
+    return tuple(
+        (
+            (int(record["timeUnixNano"]) + end_ns - last_ns) / 1e9,
+            record["severityText"],
+            record["body"]["stringValue"],
+        )
+        for line in lines
+        for resource in line.get("resourceLogs", ())
+        for scope in resource["scopeLogs"]
+        for record in scope["logRecords"]
+    )
 
 
 def _points(request: Any) -> Iterator[Any]:

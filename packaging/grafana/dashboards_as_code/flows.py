@@ -29,9 +29,8 @@ _FLOW = (
 )
 #: Spans of the flow in the line: both ends', for both compute the same trace id.
 _TRACE = (
-    '{name="rdma.flow" && span.rdma.gid="${__data.fields["From"]}"'
-    ' && span.rdma.peer.gid="${__data.fields["To"]}"'
-    ' && span.rdma.qp.number=${__data.fields["QP"]}}'
+    '{name="rdma.flow" && span.rdma.gid="${__data.fields.From}" && span.rdma.peer.gid="${__data.fields.To}"'
+    " && span.rdma.qp.number=${__data.fields.QP}}"
 )
 
 

@@ -208,8 +208,8 @@ def _exposure() -> list[Json]:
         ),
         states(
             "GPUs with several containers",
-            about(catalog.GPU_CONTAINERS),
-            Query(numbered(of(P.GPU_CONTAINERS)), f"{{{{{NODE}}}}} GPU {{{{gpu_index}}}}"),
+            about(catalog.GPU_CONTAINERS, says="GPUs that MIG does not split."),
+            Query(numbered(of(P.GPU_CONTAINERS, 'hw_parent=""')), f"{{{{{NODE}}}}} GPU {{{{gpu_index}}}}"),
             mapped={
                 "0": ("none", "#30363d"),
                 "1": ("one", "#23422f"),

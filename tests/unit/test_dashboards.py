@@ -113,7 +113,7 @@ def test_every_metric_and_label_is_the_catalogs(board: dict[str, Any]) -> None:
         used = set(re.findall(r"[{,]\s*([a-z_0-9]+)\s*(?:=~|!=|!~|=)\"", expr))
         for group in re.findall(r"\b(?:by|on|group_left)\s*\(([^)]*)\)", expr):
             used |= {one.strip() for one in group.split(",") if one.strip()}
-        assert used - {"$by", "gpu"} <= LABELS, expr
+        assert used - {"$by", "gpu", "workload"} <= LABELS, expr
 
 
 def test_every_metric_is_chosen_by_cluster_and_node(board: dict[str, Any]) -> None:

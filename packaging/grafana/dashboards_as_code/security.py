@@ -31,7 +31,7 @@ from dashboards_as_code.panels import (
     table,
     timeseries,
 )
-from dashboards_as_code.promql import NODE, OUT, P, grown, of, rate
+from dashboards_as_code.promql import NODE, OUT, P, grown, of, rate, with_workload
 from fabrictap import catalog
 
 _PORT = f"{{{{{NODE}}}}} {{{{hw_id}}}}"
@@ -176,16 +176,16 @@ def _dark() -> list[Json]:
 
 def _exposure() -> list[Json]:
     chosen = '$by=~"$workload"'
-    labels = f"{NODE}, $by, process_executable_name, rdma_device, rdma_memory_region_remote_access"
+    labels = f"{NODE}, workload, process_executable_name, rdma_device, rdma_memory_region_remote_access"
     return [
         table(
             "Memory that peers may reach",
             about(catalog.MR_SIZE),
-            Query(f"sum by ({labels}) ({of(P.MR_SIZE, _OPEN_TO_PEERS, chosen)})"),
-            Query(f"sum by ({labels}) ({of(P.MR_COUNT, _OPEN_TO_PEERS, chosen)})"),
+            Query(f"sum by ({labels}) ({with_workload(of(P.MR_SIZE, _OPEN_TO_PEERS, chosen))})"),
+            Query(f"sum by ({labels}) ({with_workload(of(P.MR_COUNT, _OPEN_TO_PEERS, chosen))})"),
             columns=[
                 node_column(),
-                Column("$by", "Workload"),
+                Column("workload", "Workload"),
                 Column("process_executable_name", "Process"),
                 Column("rdma_device", "Device"),
                 Column("rdma_memory_region_remote_access", "Peers may"),

@@ -9,17 +9,15 @@ from dashboards_as_code.panels import (
     BYTES_PER_SECOND,
     NUMBER,
     PER_SECOND,
-    Column,
     Json,
     Query,
     about,
     bargauge,
-    matrix,
     stat,
-    table,
     timeseries,
 )
 from dashboards_as_code.promql import IN, NODE, OUT, P, of, quantile, rate, with_workload
+from dashboards_as_code.tables import Column, matrix, table
 from fabrictap import catalog
 
 _CHOSEN = '$by=~"$workload",rdma_device=~"$device"'

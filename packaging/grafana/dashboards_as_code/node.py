@@ -26,16 +26,15 @@ from dashboards_as_code.panels import (
     NUMBER,
     SHARE,
     WATTS,
-    Column,
     Json,
     Query,
     about,
     stat,
     states,
-    table,
     timeseries,
 )
 from dashboards_as_code.promql import IN, OUT, P, of, rate, with_workload
+from dashboards_as_code.tables import Column, table
 from fabrictap import catalog
 
 _WELL = of(P.HW_STATUS, 'hw_state="ok"', 'hw_type="gpu"')

@@ -21,17 +21,16 @@ from dashboards_as_code.panels import (
     NUMBER,
     ORANGE,
     SHARE,
-    Column,
     Json,
     Query,
     about,
     logs,
     stat,
     states,
-    table,
     timeseries,
 )
 from dashboards_as_code.promql import NODE, OUT, P, grown, of, rate, with_workload
+from dashboards_as_code.tables import Column, table
 from fabrictap import catalog
 
 _PORT = f"{{{{{NODE}}}}} {{{{hw_id}}}}"

@@ -35,7 +35,7 @@ required=(
 optional=(
     bpftrace           # a peer of make bench: uprobes
     python3-bpfcc      # a peer of make bench: bcc's ring buffer
-    prometheus         # runs the queries of dashboards and rules; promtool. The tests start one of their own
+    prometheus         # runs the queries of dashboards and rules, judges the text exposition; tests start one of their own
     chromium-headless-shell # draws dashboards; Ubuntu has another Chromium
     fonts-dejavu-core  # the letters that it draws
     pngquant           # makes the pictures of docs/ small

@@ -56,6 +56,13 @@ MEANINGS = {
         "kernel memory for counters of posted work: 32 bytes and 176 for each CPU, for each process, "
         "queue pair and opcode; at most 16384 counters"
     ),
+    "sources.verbs.completions.enabled": "watch completions [in windows](operator.md#completions)",
+    "sources.verbs.completions.window": "how long a window is",
+    "sources.verbs.completions.every": "how often one begins",
+    "sources.verbs.completions.cost": (
+        "a window ends before its time where its probes would take more: CPU time, as a share of one CPU "
+        "over `every`"
+    ),
     "sources.nvml.enabled": "NVIDIA GPUs, from the driver's own library",
     "sources.nvml.library": "that library: a name that the loader finds, or a path",
     "sources.nvml.fast_interval": (

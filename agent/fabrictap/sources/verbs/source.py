@@ -186,6 +186,8 @@ class Verbs:
         if tick:
             self._next_tick = max(self._next_tick + self._config.interval, time.monotonic())
             self._look_for_news()
+            if self._duty is not None:
+                self._duty.calibrate()
         if tick or any(ends_flows(record) for record in sample.records):
             sample.posts = True
             sample.posts_ns = time.time_ns() if self._data is not None else None

@@ -10,6 +10,7 @@ from pathlib import Path
 from bench import (
     agent,
     budget,
+    completions,
     counters,
     detectors,
     export,
@@ -19,11 +20,13 @@ from bench import (
     nvml,
     ringbuffer,
     uprobe,
+    volume,
 )
 from bench.result import Result, table, write
 
 PARTS: dict[str, Callable[[], list[Result]]] = {
     "uprobe": uprobe.measure,
+    "completions": completions.measure,
     "budget": budget.measure,
     "counters": counters.measure,
     "infiniband": infiniband.measure,
@@ -35,6 +38,7 @@ PARTS: dict[str, Callable[[], list[Result]]] = {
     "detectors": detectors.measure,
     "agent": agent.measure,
     "growth": agent.measure_growth,
+    "volume": volume.measure,
 }
 OUTPUT = Path(__file__).parents[2] / "build" / "bench.json"
 

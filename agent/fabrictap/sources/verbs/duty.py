@@ -18,7 +18,7 @@ from fabrictap.sources.verbs.attach import Attachments
 from fabrictap.sources.verbs.budget import Decision, Governor, Limits, Mode, State, Watched, first_quota
 from fabrictap.sources.verbs.calibration import Cost
 from fabrictap.sources.verbs.meter import OTHERS, Charged, Meter
-from fabrictap.sources.verbs.probes import Probes
+from fabrictap.sources.verbs.probes import Kind, Probes
 
 _log = logging.getLogger(__name__)
 #: The longest wait for the kernel, for the thread is to end when it is told to.
@@ -66,7 +66,10 @@ class Duty:
         self._gone: set[int] = set()
         #: Newest last; what is forgotten was not taken in time.
         self._decisions: deque[Decision] = deque(maxlen=_MOST_DECISIONS)
-        self.cost = calibration.measure(probes.kind)
+        if not isinstance(probes.kind, Kind):
+            raise TypeError("these are not the probes that count posts")
+        self._kind = probes.kind
+        self.cost = calibration.measure(self._kind)
         self._say_cost()
         now = time.monotonic()
         self._next_look, self._next_sweep = now + _LOOK_SECONDS, now + _SWEEP_SECONDS
@@ -103,7 +106,7 @@ class Duty:
         if time.monotonic() < self._next_calibration:
             return
         self._next_calibration = time.monotonic() + _CALIBRATE_SECONDS
-        cost = calibration.measure(self._probes.kind)
+        cost = calibration.measure(self._kind)
         if cost.problem is None:
             self.cost = cost
 

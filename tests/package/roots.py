@@ -1,0 +1,206 @@
+"""Root file systems of Debian releases, bare as debootstrap makes them, to install packages into.
+
+    with Root.of("bookworm", directory) as root:
+        root.run(["apt-get", "install", "-y", "/w/fabrictap.deb"], {"/w": dist}).check()
+        with root.booted() as system:          # a real systemd, process 1 of its own pid namespace
+            system.run(["systemctl", "start", "fabrictap"]).check()
+
+Commands run by systemd-nspawn: file system, /proc, /run and /tmp are the root's own, the kernel and the network
+are this machine's. What was downloaded (a bare root, packages of the distribution) is kept in the cache.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import subprocess
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+KEYRING = "/usr/share/keyrings/debian-archive-keyring.gpg"
+CACHE = Path(
+    os.environ.get("FABRICTAP_CACHE")
+    or Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "fabrictap"
+)
+#: What the agent needs of a container that is not one: see docs/install.md.
+POWERS = ("--capability=all", "--system-call-filter=bpf perf_event_open")
+
+
+@dataclass(frozen=True)
+class Ran:
+    """How a command ended."""
+
+    command: str
+    rc: int
+    stdout: str
+    stderr: str
+
+    def check(self) -> Ran:
+        """Itself, or AssertionError with everything the command said."""
+        assert self.rc == 0, f"{self.command!r} ended with {self.rc}\n{self.stdout}{self.stderr}"
+        return self
+
+
+class Root:
+    """A root file system at ``path``."""
+
+    def __init__(self, path: Path, suite: str) -> None:
+        self.path = path
+        self.suite = suite
+
+    @classmethod
+    @contextmanager
+    def of(cls, suite: str, directory: Path) -> Iterator[Root]:
+        """A new bare root of a release below ``directory``, removed in the end."""
+        path = directory / suite
+        path.mkdir(parents=True)
+        try:
+            subprocess.run(["tar", "-C", path, "-xpf", _tarball(suite)], check=True)
+            yield cls(path, suite)
+        finally:
+            shutil.rmtree(path, ignore_errors=True)
+
+    def run(
+        self,
+        command: Sequence[str | Path],
+        binds: Mapping[str, Path] | None = None,
+        *,
+        timeout: float = 240,
+        options: Sequence[str] = (),
+    ) -> Ran:
+        """Run a command in it. ``binds``: places in the root -> directories of this machine, read-only."""
+        archives = CACHE / "roots" / f"archives-{self.suite}"
+        (archives / "partial").mkdir(parents=True, exist_ok=True)
+        argv = [
+            *_nspawn(self.path),
+            "--pipe",
+            "--resolv-conf=copy-host",
+            "--setenv=DEBIAN_FRONTEND=noninteractive",
+            "--setenv=PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin",
+            f"--bind={archives}:/var/cache/apt/archives",
+            *(f"--bind-ro={source}:{place}" for place, source in (binds or {}).items()),
+            *options,
+            "--",
+            *map(str, command),
+        ]
+        return _ran(argv, timeout, shown=" ".join(map(str, command)))
+
+    def install(self, *what: str | Path, binds: Mapping[str, Path] | None = None) -> Ran:
+        """apt-get install. Package lists are as old as the cached root: they are read anew where that fails."""
+        command = ["apt-get", "-qq", "install", "-y", "--no-install-recommends", *what]
+        done = self.run(command, binds)
+        if done.rc != 0 and ("404" in done.stderr or "Unable to fetch" in done.stderr):
+            self.run(["apt-get", "-qq", "update"]).check()
+            done = self.run(command, binds)
+        return done
+
+    @contextmanager
+    def booted(self) -> Iterator[System]:
+        """The root with its own systemd, until the block ends."""
+        log = self.path.with_suffix(".console")
+        argv = [*_nspawn(self.path), *POWERS, "--console=pipe", "--boot"]
+        with log.open("wb") as output:
+            # A cgroup v2 tree for the container, also where this machine has v1 for itself.
+            env = {**os.environ, "SYSTEMD_NSPAWN_UNIFIED_HIERARCHY": "1"}
+            keeper = subprocess.Popen(
+                argv, stdin=subprocess.DEVNULL, stdout=output, stderr=subprocess.STDOUT, env=env
+            )
+        try:
+            yield System(_leader(keeper, log))
+        finally:
+            keeper.send_signal(signal.SIGTERM)
+            try:
+                keeper.wait(30)
+            except subprocess.TimeoutExpired:
+                keeper.kill()
+                keeper.wait()
+
+
+class System:
+    """A running systemd. ``leader``: its process id on this machine."""
+
+    def __init__(self, leader: int) -> None:
+        self._leader = leader
+
+    def run(self, command: Sequence[str | Path], timeout: float = 60) -> Ran:
+        """Run a command in all of its namespaces."""
+        argv = ["nsenter", "-t", str(self._leader), "-a", "--", *map(str, command)]
+        return _ran(argv, timeout, shown=" ".join(map(str, command)))
+
+    def show(self, unit: str, *properties: str) -> dict[str, str]:
+        """Properties of a unit, as ``systemctl show`` has them."""
+        said = self.run(["systemctl", "show", unit, *(f"--property={name}" for name in properties)]).check()
+        return dict(line.split("=", 1) for line in said.stdout.splitlines())
+
+
+def missing() -> str:
+    """What these roots need and this machine lacks, with the command that provides it; "" if nothing."""
+    packages = [
+        package
+        for program, package in (("debootstrap", "debootstrap"), ("systemd-nspawn", "systemd-container"))
+        if shutil.which(program, path=f"{os.environ.get('PATH', '')}:/usr/sbin:/sbin") is None
+    ]
+    if packages:
+        return f"apt-get install {' '.join(packages)}"
+    return "" if os.geteuid() == 0 else "run the tests as root"
+
+
+def _nspawn(path: Path) -> list[str]:
+    return ["systemd-nspawn", "--quiet", "--register=no", "--keep-unit", f"--directory={path}"]
+
+
+def _ran(argv: list[str], timeout: float, shown: str) -> Ran:
+    done = subprocess.run(
+        argv, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=timeout, check=False
+    )
+    return Ran(shown, done.returncode, done.stdout, done.stderr)
+
+
+def _leader(keeper: subprocess.Popen[bytes], log: Path) -> int:
+    """Process 1 of the container, once its systemd answers."""
+    deadline = time.monotonic() + 60
+    children = Path(f"/proc/{keeper.pid}/task/{keeper.pid}/children")
+    while time.monotonic() < deadline and keeper.poll() is None:
+        for pid in children.read_text().split():
+            system = System(int(pid))
+            state = system.run(["systemctl", "is-system-running", "--wait"]).stdout.strip()
+            if state in ("running", "degraded"):
+                return int(pid)
+        time.sleep(0.1)
+    raise AssertionError(f"systemd did not start\n{log.read_text(errors='replace')}")
+
+
+def _tarball(suite: str) -> Path:
+    """A bare root of a release, from the cache or made now."""
+    made = CACHE / "roots" / f"{suite}.tar.gz"
+    if made.exists():
+        return made
+    made.parent.mkdir(parents=True, exist_ok=True)
+    tree = made.parent / f".{suite}-{os.getpid()}"
+    argv = ["debootstrap", "--variant=minbase", f"--keyring={KEYRING}", suite, str(tree), *_mirror()]
+    done = subprocess.run(argv, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, f"debootstrap {suite} failed\n{done.stdout[-3000:]}{done.stderr}"
+    for package in (tree / "var/cache/apt/archives").glob("*.deb"):
+        package.unlink()
+    # Downloads are kept, and in a directory of another owner.
+    (tree / "etc/apt/apt.conf.d/90cache").write_text(
+        'Binary::apt::APT::Keep-Downloaded-Packages "true";\nAPT::Sandbox::User "root";\n'
+        'APT::Install-Recommends "false";\n'
+    )
+    (tree / "etc/resolv.conf").write_text("")  # nspawn puts this machine's in its place
+    unfinished = made.with_suffix(".new")
+    subprocess.run(["tar", "-C", tree, "-I", "gzip -1", "-cf", unfinished, "."], check=True)
+    unfinished.rename(made)
+    shutil.rmtree(tree)
+    return made
+
+
+def _mirror() -> list[str]:
+    """The Debian archive among apt's sources; none: debootstrap's own choice."""
+    query = ["apt-get", "indextargets", "--format", "$(REPO_URI)", "Created-By: Packages", "Origin: Debian"]
+    said = subprocess.run(query, capture_output=True, text=True, check=False).stdout.split()
+    return [uri for uri in said if "security" not in uri][:1]

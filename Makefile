@@ -13,6 +13,10 @@ T       ?= tests
 REQUIRE ?=
 ARGS    ?=
 SCRIPT  ?=
+# Which Pythons packages are made for (all that are here by default), and from which image the image takes its
+# Debian packages (by default one that debootstrap makes).
+PYTHONS ?=
+BASE    ?=
 # Which measurements make bench takes (uprobe counters infiniband ringbuffer export agent growth); all by default.
 B       ?=
 
@@ -27,7 +31,7 @@ endif
 
 BUILD_INPUTS := setup.py pyproject.toml $(shell find probes ext -type f \( -name '*.bpf.c' -o -name '*.h' -o -name '*.pyx' -o -name '*.pxd' -o -name 'fold.c' \) 2>/dev/null)
 
-.PHONY: help setup packages demo run test collector lint format bench vm clean
+.PHONY: help setup packages demo run test collector lint format bench vm wheel deb image clean
 
 help: ## this list
 	@echo 'make TARGET [VARIABLE=value ...]'
@@ -66,6 +70,15 @@ bench: setup ## measurements against peers: all, or a part as in make bench B=co
 
 vm: setup ## a shell in the VM with its two RDMA devices; make vm SCRIPT=path runs a script there
 	@$(BIN)/python tests/vm/shell.py $(SCRIPT) $(ARGS)
+
+wheel: setup ## dist/*.whl for each Python 3.10 to 3.13 that is here: make wheel PYTHONS=3.11,3.13
+	@$(BIN)/python packaging/wheel/build.py --python '$(PYTHONS)'
+
+deb: wheel ## dist/fabrictap_*.deb for the distributions with these Pythons
+	@$(BIN)/python packaging/deb/build.py --python '$(PYTHONS)'
+
+image: deb ## dist/fabrictap_*.oci.tar, a container image (buildah): make image BASE=debian:12-slim
+	@$(BIN)/python packaging/container/build.py --base '$(BASE)'
 
 clean: ## remove what was built; downloads stay in the cache (FABRICTAP_CACHE)
 	rm -rf build dist $(VENV) .mypy_cache .ruff_cache .pytest_cache agent/*.egg-info

@@ -20,7 +20,7 @@ _SEND_SECONDS = 1.0
 
 
 class Supervisor:
-    """The way to the service manager. From the agent's main thread only: what it says is that this one runs."""
+    """The way to the service manager. For the main thread only: its signs of life are that thread's."""
 
     def __init__(self, address: str | None, watchdog: float | None = None) -> None:
         """``address``: of an AF_UNIX socket, None: nobody is told; ``watchdog``: its timeout, seconds."""

@@ -42,6 +42,9 @@ FILES = (
     (SYSTEMD / "sysusers.conf", "usr/lib/sysusers.d/fabrictap.conf", 0o644),
     (SYSTEMD / "tmpfiles.conf", "usr/lib/tmpfiles.d/fabrictap.conf", 0o644),
 )
+#: Tests and examples of other packages, and what only pip reads, of which the wheels of a version each have
+#: their own.
+_LEFT_OUT = re.compile(r"/tests/|^example\.py$|\.dist-info/(RECORD|WHEEL|sboms/.*)$")
 
 
 def unpack(wheel: Path, site: Path) -> None:
@@ -49,12 +52,7 @@ def unpack(wheel: Path, site: Path) -> None:
     with zipfile.ZipFile(wheel) as archive:
         for entry in archive.infolist():
             name = entry.filename
-            # Tests of other packages, and what pip alone reads, of which each wheel of a version has another.
-            if (
-                name.endswith("/")
-                or "/tests/" in name
-                or re.search(r"\.dist-info/(RECORD|WHEEL|sboms/.*)$", name)
-            ):
+            if name.endswith("/") or _LEFT_OUT.search(name):
                 continue
             if ".data/" in name:
                 fail(

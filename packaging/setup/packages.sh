@@ -30,12 +30,17 @@ required=(
     libibverbs-dev     # headers for the test programs in C
     # the test that asks NVIDIA's own library, fetched from Debian's archive
     debian-archive-keyring
+    # the tests that install packages
+    debootstrap        # bare Debian 12 and 13
+    systemd-container  # runs them, with their own systemd
 )
 # Not everywhere, and not needed to build or to test.
 optional=(
     bpftrace           # a peer of make bench: uprobes
     python3-bpfcc      # a peer of make bench: bcc's ring buffer
     prometheus         # promtool judges the text exposition; Debian starts the server, the tests do not use it
+    buildah            # make image
+    crun               # the test that runs the image in the VM
     bpftool            # to look at loaded programs and maps; in linux-tools on Ubuntu
 )
 # Not installed, because Debian would start it as a service that listens on the network: unpacked into the cache.

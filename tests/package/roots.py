@@ -5,8 +5,8 @@
         with root.booted() as system:          # a real systemd, process 1 of its own pid namespace
             system.run(["systemctl", "start", "fabrictap"]).check()
 
-Commands run by systemd-nspawn: file system, /proc, /run and /tmp are the root's own, the kernel and the network
-are this machine's. What was downloaded (a bare root, packages of the distribution) is kept in the cache.
+Commands run by systemd-nspawn: file system, /proc, /run and /tmp are the root's own, the kernel and the
+network are this machine's. What was downloaded (a bare root, packages of the distribution) is kept in the cache.
 """
 
 from __future__ import annotations
@@ -15,19 +15,21 @@ import os
 import shutil
 import signal
 import subprocess
+import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-KEYRING = "/usr/share/keyrings/debian-archive-keyring.gpg"
+REPOSITORY = Path(__file__).parents[2]
 CACHE = Path(
     os.environ.get("FABRICTAP_CACHE")
     or Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "fabrictap"
 )
 #: What the agent needs of a container that is not one: see docs/install.md.
 POWERS = ("--capability=all", "--system-call-filter=bpf perf_event_open")
+_NOISE = "Attempted to remove disk file system under"
 
 
 @dataclass(frozen=True)
@@ -77,6 +79,7 @@ class Root:
         (archives / "partial").mkdir(parents=True, exist_ok=True)
         argv = [
             *_nspawn(self.path),
+            *POWERS,
             "--pipe",
             "--resolv-conf=copy-host",
             "--setenv=DEBIAN_FRONTEND=noninteractive",
@@ -90,7 +93,7 @@ class Root:
         return _ran(argv, timeout, shown=" ".join(map(str, command)))
 
     def install(self, *what: str | Path, binds: Mapping[str, Path] | None = None) -> Ran:
-        """apt-get install. Package lists are as old as the cached root: they are read anew where that fails."""
+        """apt-get install. The cached root's package lists are read anew where they are too old."""
         command = ["apt-get", "-qq", "install", "-y", "--no-install-recommends", *what]
         done = self.run(command, binds)
         if done.rc != 0 and ("404" in done.stderr or "Unable to fetch" in done.stderr):
@@ -157,7 +160,9 @@ def _ran(argv: list[str], timeout: float, shown: str) -> Ran:
     done = subprocess.run(
         argv, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=timeout, check=False
     )
-    return Ran(shown, done.returncode, done.stdout, done.stderr)
+    # Where no systemd runs on this machine, nspawn's tidying up of /run complains.
+    lines = [line for line in done.stderr.splitlines(keepends=True) if not line.startswith(_NOISE)]
+    return Ran(shown, done.returncode, done.stdout, "".join(lines).rstrip("\n"))
 
 
 def _leader(keeper: subprocess.Popen[bytes], log: Path) -> int:
@@ -176,31 +181,7 @@ def _leader(keeper: subprocess.Popen[bytes], log: Path) -> int:
 
 def _tarball(suite: str) -> Path:
     """A bare root of a release, from the cache or made now."""
-    made = CACHE / "roots" / f"{suite}.tar.gz"
-    if made.exists():
-        return made
-    made.parent.mkdir(parents=True, exist_ok=True)
-    tree = made.parent / f".{suite}-{os.getpid()}"
-    argv = ["debootstrap", "--variant=minbase", f"--keyring={KEYRING}", suite, str(tree), *_mirror()]
+    argv = [sys.executable, REPOSITORY / "packaging" / "bareroot.py", suite]
     done = subprocess.run(argv, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, f"debootstrap {suite} failed\n{done.stdout[-3000:]}{done.stderr}"
-    for package in (tree / "var/cache/apt/archives").glob("*.deb"):
-        package.unlink()
-    # Downloads are kept, and in a directory of another owner.
-    (tree / "etc/apt/apt.conf.d/90cache").write_text(
-        'Binary::apt::APT::Keep-Downloaded-Packages "true";\nAPT::Sandbox::User "root";\n'
-        'APT::Install-Recommends "false";\n'
-    )
-    (tree / "etc/resolv.conf").write_text("")  # nspawn puts this machine's in its place
-    unfinished = made.with_suffix(".new")
-    subprocess.run(["tar", "-C", tree, "-I", "gzip -1", "-cf", unfinished, "."], check=True)
-    unfinished.rename(made)
-    shutil.rmtree(tree)
-    return made
-
-
-def _mirror() -> list[str]:
-    """The Debian archive among apt's sources; none: debootstrap's own choice."""
-    query = ["apt-get", "indextargets", "--format", "$(REPO_URI)", "Created-By: Packages", "Origin: Debian"]
-    said = subprocess.run(query, capture_output=True, text=True, check=False).stdout.split()
-    return [uri for uri in said if "security" not in uri][:1]
+    assert done.returncode == 0, done.stderr
+    return Path(done.stdout.strip())

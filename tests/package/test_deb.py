@@ -1,4 +1,4 @@
-"""The Debian package on bare Debian 12 and 13: installs, runs without a compiler, upgrades, leaves nothing."""
+"""The Debian package on bare Debian 12 and 13: installs, runs, upgrades, and leaves nothing behind."""
 
 from __future__ import annotations
 
@@ -106,7 +106,7 @@ def test_what_the_agent_writes_belongs_to_it_alone(installed: Root):
 
 def test_the_service_is_enabled(installed: Root):
     link = installed.path / "etc/systemd/system/multi-user.target.wants/fabrictap.service"
-    assert os.readlink(link).endswith("/lib/systemd/system/fabrictap.service")
+    assert str(link.readlink()).endswith("/lib/systemd/system/fabrictap.service")
 
 
 # What follows changes the root, in this order.

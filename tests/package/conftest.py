@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -9,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from fabrictap.version import VERSION
 from package import roots
 from package.roots import Root
 from support import require
@@ -16,6 +18,7 @@ from support import require
 REPOSITORY = Path(__file__).parents[2]
 #: Release -> the Python that it has.
 RELEASES = {"bookworm": "3.11", "trixie": "3.13"}
+PYTHONS = ",".join(RELEASES.values())
 
 
 def build(program: str, *arguments: str | Path) -> list[Path]:
@@ -30,18 +33,40 @@ def build(program: str, *arguments: str | Path) -> list[Path]:
 
 @pytest.fixture(scope="session")
 def dist(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A directory with the wheels for both releases' Python, the deb, and ``needed/`` with other wheels."""
+    """A directory with the wheels for both releases' Python, and the deb; FABRICTAP_DIST: those there."""
+    if "FABRICTAP_DIST" in os.environ:
+        return Path(os.environ["FABRICTAP_DIST"]).resolve()
     directory = tmp_path_factory.mktemp("dist")
-    versions = ("--python", ",".join(RELEASES.values()))
-    build("wheel/build.py", *versions, "--output", directory)
-    build("deb/build.py", *versions, "--wheels", directory, "--output", directory)
-    build("dependencies.py", *versions, directory / "needed")
+    build("wheel/build.py", "--python", PYTHONS, "--output", directory)
+    build("deb/build.py", "--python", PYTHONS, "--wheels", directory, "--output", directory)
     return directory
 
 
-@pytest.fixture(scope="module", params=list(RELEASES))
+@pytest.fixture(scope="session")
+def needed(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The other packages' wheels, in a folder for each Python, as in cp311."""
+    directory = tmp_path_factory.mktemp("needed")
+    build("dependencies.py", "--python", PYTHONS, directory)
+    return directory
+
+
+@pytest.fixture(scope="session")
+def deb(dist: Path) -> Path:
+    (made,) = dist.glob(f"fabrictap_{VERSION}_*.deb")
+    return made
+
+
+@pytest.fixture(scope="session", params=list(RELEASES))
 def root(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Root]:
-    """A bare root of each release."""
+    """A bare root of each release, the same one for all tests, in the order of their files."""
     require("nspawn", not roots.missing(), roots.missing())
     with Root.of(request.param, tmp_path_factory.mktemp("root")) as made:
         yield made
+
+
+@pytest.fixture(scope="session")
+def installed(root: Root, deb: Path) -> Root:
+    """With the package; Debian 12 with systemd, Debian 13 as it is in containers, without."""
+    extra = ["systemd-sysv"] if root.suite == "bookworm" else []
+    root.install(*extra, f"/w/{deb.name}", binds={"/w": deb.parent}).check()
+    return root

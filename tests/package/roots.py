@@ -6,7 +6,7 @@
             system.run(["systemctl", "start", "fabrictap"]).check()
 
 Commands run by systemd-nspawn: file system, /proc, /run and /tmp are the root's own, the kernel and the
-network are this machine's. What was downloaded (a bare root, packages of the distribution) is kept in the cache.
+network are this machine's. What was downloaded (a bare root, packages) is kept in the cache.
 """
 
 from __future__ import annotations
@@ -115,6 +115,8 @@ class Root:
         try:
             yield System(_leader(keeper, log))
         finally:
+            # Twice: at once, and not in the order in which a node is shut down.
+            keeper.send_signal(signal.SIGTERM)
             keeper.send_signal(signal.SIGTERM)
             try:
                 keeper.wait(30)

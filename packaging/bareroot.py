@@ -22,12 +22,6 @@ CACHE = Path(
     os.environ.get("FABRICTAP_CACHE")
     or Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "fabrictap"
 )
-#: Downloads are kept, for the next root, and in a directory that apt's own user cannot write to.
-_APT = """\
-Binary::apt::APT::Keep-Downloaded-Packages "true";
-APT::Sandbox::User "root";
-APT::Install-Recommends "false";
-"""
 
 
 def tarball(suite: str) -> Path:
@@ -47,7 +41,6 @@ def tarball(suite: str) -> Path:
         run(["debootstrap", "--variant=minbase", f"--keyring={KEYRING}", include, suite, tree, *_mirror()])
         for package in (tree / "var/cache/apt/archives").glob("*.deb"):
             package.unlink()
-        (tree / "etc/apt/apt.conf.d/90cache").write_text(_APT)
         # Of the machine that made it; whoever runs the root puts its own in their place.
         for name in ("resolv.conf", "hostname"):
             (tree / "etc" / name).unlink(missing_ok=True)

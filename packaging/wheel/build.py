@@ -9,6 +9,7 @@ the symbols that are really used how old the C library of a node may be (the man
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import shutil
 import sys
@@ -31,6 +32,13 @@ from building import (
     version,
 )
 
+#: The same for every interpreter, whatever flags it was built with itself. No debug information: it compiles
+#: in half the time, and would be stripped.
+FLAGS = {
+    "CFLAGS": "-O2 -g0 -DNDEBUG -fwrapv -fPIC -Wall -fstack-protector-strong -D_FORTIFY_SOURCE=2",
+    "LDFLAGS": "-Wl,-z,relro,-z,now",
+}
+
 
 def build(interpreter: Interpreter, source: Path, output: Path) -> Path:
     """The wheel for one interpreter."""
@@ -38,11 +46,10 @@ def build(interpreter: Interpreter, source: Path, output: Path) -> Path:
     say(f"wheel for Python {interpreter.version}")
     made = WORK / "unrepaired" / interpreter.tag
     shutil.rmtree(made, ignore_errors=True)
-    _forget_removed(source)
+    _forget_stale(source)
     jobs = str(len(os.sched_getaffinity(0)))
     argv = [python, "setup.py", "-q", "build_ext", "-j", jobs, "bdist_wheel", "--dist-dir", made]
-    # Nobody debugs a stripped module: without, it compiles in half the time.
-    run(argv, cwd=source, env={"CFLAGS": "-g0"})
+    run(argv, cwd=source, env=FLAGS)
     (wheel,) = made.glob("*.whl")
     for old in output.glob(f"fabrictap-{version()}-{interpreter.tag}-*.whl"):
         old.unlink()
@@ -51,8 +58,17 @@ def build(interpreter: Interpreter, source: Path, output: Path) -> Path:
     return repaired
 
 
-def _forget_removed(source: Path) -> None:
-    """Everything in build/lib* is packed: leave only the compiled modules whose sources are still there."""
+def _forget_stale(source: Path) -> None:
+    """Everything in build/lib* is packed: leave only compiled modules whose sources are still there.
+
+    None where they were compiled with other flags, which setuptools does not notice.
+    """
+    flags = source / "build" / "flags.json"
+    if not flags.exists() or json.loads(flags.read_text()) != FLAGS:
+        for old in (source / "build").glob("*.linux-*"):
+            shutil.rmtree(old)
+        flags.parent.mkdir(exist_ok=True)
+        flags.write_text(json.dumps(FLAGS))
     for path in (source / "build").glob("lib*/**/*"):
         compiled = path.suffix == ".so" and (source / "ext" / f"{path.name.split('.')[0]}.pyx").exists()
         if path.is_file() and not compiled:

@@ -12,6 +12,7 @@ network are this machine's. What was downloaded (a bare root, packages) is kept 
 from __future__ import annotations
 
 import os
+import shlex
 import shutil
 import signal
 import subprocess
@@ -29,6 +30,13 @@ CACHE = Path(
 )
 #: What the agent needs of a container that is not one: see docs/install.md.
 POWERS = ("--capability=all", "--system-call-filter=bpf perf_event_open")
+#: Nobody is asked, downloads are kept for the next root, in a directory that apt's own user cannot write to.
+APT = """\
+APT::Get::Assume-Yes "true";
+APT::Install-Recommends "false";
+APT::Sandbox::User "root";
+Binary::apt::APT::Keep-Downloaded-Packages "true";
+"""
 _NOISE = "Attempted to remove disk file system under"
 
 
@@ -62,6 +70,7 @@ class Root:
         path.mkdir(parents=True)
         try:
             subprocess.run(["tar", "-C", path, "-xpf", _tarball(suite)], check=True)
+            (path / "etc/apt/apt.conf.d/90tests").write_text(APT)
             yield cls(path, suite)
         finally:
             shutil.rmtree(path, ignore_errors=True)
@@ -93,12 +102,16 @@ class Root:
         return _ran(argv, timeout, shown=" ".join(map(str, command)))
 
     def install(self, *what: str | Path, binds: Mapping[str, Path] | None = None) -> Ran:
-        """apt-get install. The cached root's package lists are read anew where they are too old."""
-        command = ["apt-get", "-qq", "install", "-y", "--no-install-recommends", *what]
-        done = self.run(command, binds)
-        if done.rc != 0 and ("404" in done.stderr or "Unable to fetch" in done.stderr):
+        """apt-get install."""
+        return self.shell(shlex.join(["apt-get", "-qq", "install", *map(str, what)]), binds)
+
+    def shell(self, line: str, binds: Mapping[str, Path] | None = None) -> Ran:
+        """A line of shell in /w where that is bound. Package lists of the root are read anew where too old."""
+        options = ["--chdir=/w"] if "/w" in (binds or {}) else []
+        done = self.run(["sh", "-c", line], binds, options=options)
+        if done.rc != 0 and ("404 " in done.stderr or "Unable to fetch" in done.stderr):
             self.run(["apt-get", "-qq", "update"]).check()
-            done = self.run(command, binds)
+            done = self.run(["sh", "-c", line], binds, options=options)
         return done
 
     @contextmanager

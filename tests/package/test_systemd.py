@@ -9,6 +9,7 @@ from collections.abc import Iterator
 
 import pytest
 
+from package.conftest import page
 from package.roots import Root, System
 from support import eventually
 
@@ -111,6 +112,18 @@ def test_a_reload_reads_the_policy_again(system, node):
     system.run(["systemctl", "reload", UNIT]).check()
     eventually(lambda: "policy read again: rules for workloads: 1" in log(system), "it is read", 30)
     until_active(system, 0)
+
+
+def test_slurms_prolog_and_epilog_keep_what_a_job_did_and_never_fail(system):
+    for name in ("prolog", "epilog"):
+        script = "\n".join(page(name))
+        ran = system.run(["env", "SLURM_JOB_ID=7", "sh", "-c", script]).check()
+        assert ran.stderr == ""
+    kept = system.run(["cat", "/var/spool/fabrictap/7/events.jsonl"]).check().stdout
+    assert "fabrictap.agent.started" in kept
+    json.loads(system.run(["cat", "/var/spool/fabrictap/7/snapshot.json"]).check().stdout)
+    assert system.run(["stat", "-c", "%a", "/var/spool/fabrictap/7"]).stdout == "700\n"
+    system.run(["rm", "-r", "/var/spool/fabrictap"]).check()
 
 
 def test_a_killed_agent_is_started_again(system):

@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from fabrictap.version import VERSION
+from package.conftest import page
 from package.roots import Root
 
 CONFIG = "etc/fabrictap/config.yaml"
@@ -61,14 +62,14 @@ def test_an_upgrade_keeps_state_and_the_administrators_configuration(installed: 
 
 
 def test_removal_keeps_configuration_and_state(installed: Root):
-    installed.run(["apt-get", "-qq", "remove", "-y", "fabrictap"]).check()
+    installed.shell(page("remove")[0]).check()
     assert traces(installed) - {"var/lib/dpkg"} >= {"etc/fabrictap", "var/lib/fabrictap"}
     left = traces(installed)
     assert not [path for path in left if path.startswith("usr/")], left
 
 
 def test_a_purge_leaves_nothing(installed: Root):
-    installed.run(["apt-get", "-qq", "purge", "-y", "fabrictap"]).check()
+    installed.shell(page("remove")[1]).check()
     assert traces(installed) == set()
     for database in ("passwd", "group", "shadow"):
         assert "fabrictap" not in (installed.path / "etc" / database).read_text()

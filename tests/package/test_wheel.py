@@ -12,7 +12,7 @@ from pathlib import Path
 import pip
 import pytest
 
-from package.conftest import RELEASES, REPOSITORY
+from package.conftest import RELEASES, REPOSITORY, page
 from package.roots import Root
 
 
@@ -76,13 +76,13 @@ def test_it_installs_from_a_folder_and_runs_without_a_compiler(root: Root, dist,
         shutil.copy2(one, folder)
     # Debian's python3 comes without pip; the one that runs here will do.
     binds = {"/w": folder, "/p/pip": Path(pip.__file__).parent}
-    root.run(["python3", "-m", "venv", "--without-pip", "/opt/fabrictap"]).check()
-    install = ["-m", "pip", "install", "-q", "--no-index", "--find-links", "/w", "fabrictap"]
-    root.run(["env", "PYTHONPATH=/p", "/opt/fabrictap/bin/python", *install], binds, timeout=120).check()
-    command = "/opt/fabrictap/bin/fabrictap"
-    doctor = root.run([command, "doctor", "--json"])
+    make, install, look = page("wheel")
+    root.shell(make, binds).check()
+    root.shell(f"PYTHONPATH=/p {install}", binds).check()
+    doctor = root.shell(f"{look} --json")
     assert doctor.rc in (0, 1), doctor.stderr
     assert {"kernel", "GPUs"} <= {check["what"] for check in json.loads(doctor.stdout)}
+    command = look.split()[0]
     ran = root.run([command, "run", "--simulate", "hgx-h100", "--duration", "3s"]).check()
     assert "SIMULATED NODE hgx-h100" in ran.stderr
     assert "Traceback" not in ran.stderr

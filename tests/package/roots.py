@@ -106,7 +106,7 @@ class Root:
         return self.shell(shlex.join(["apt-get", "-qq", "install", *map(str, what)]), binds)
 
     def shell(self, line: str, binds: Mapping[str, Path] | None = None) -> Ran:
-        """A line of shell in /w where that is bound. Package lists of the root are read anew where too old."""
+        """A line of shell, in /w where that is bound. Package lists that are too old are read anew."""
         options = ["--chdir=/w"] if "/w" in (binds or {}) else []
         done = self.run(["sh", "-c", line], binds, options=options)
         if done.rc != 0 and ("404 " in done.stderr or "Unable to fetch" in done.stderr):

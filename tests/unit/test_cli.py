@@ -10,10 +10,12 @@ import sys
 import tempfile
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import yaml
 
+from fabrictap import cli
 from otlp_json import Reader
 from otlp_receiver import free_port
 from support import eventually
@@ -30,7 +32,7 @@ COMMANDS = (
     "catalog",
     "version",
 )
-SOURCES = ("infiniband", "verbs", "rdma_netlink", "nvml")
+SOURCES = ("infiniband", "verbs", "rdma_netlink")
 NO_UPLINK = tuple(f"export.otlp.{signal}.enabled=false" for signal in ("metrics", "traces", "logs"))
 
 has_rdma = pytest.mark.skipif(

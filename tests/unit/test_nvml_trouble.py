@@ -27,8 +27,10 @@ from fabrictap.catalog import (
     HW_STATUS,
     NVLINK_IO,
 )
+from fabrictap.ext import calls as native_calls
 from fabrictap.ext import nvml
-from fabrictap.sources import SourceUnavailable
+from fabrictap.ext.calls import Calls
+from fabrictap.sources import SourceAbsent, SourceUnavailable
 from fabrictap.sources.nvml.patience import Hung, Patience
 from support import eventually, require
 
@@ -233,11 +235,20 @@ def test_a_driver_that_goes_and_comes_between_two_samples_is_noticed(watch):
     assert len(watched.find(NVLINK_IO)) == 8 * 36
 
 
-def test_no_library_is_said_in_one_line(watch):
-    watched = watch("hgx-h100", library="/nowhere/libnvidia-ml.so.1")
-    with pytest.raises(SourceUnavailable, match="no NVIDIA driver library: /nowhere") as said:
+def test_a_driver_without_its_library_is_told_in_one_line(watch, tmp_path):
+    (tmp_path / "sys/module/nvidia").mkdir(parents=True)
+    watched = watch("hgx-h100", library="/nowhere/libnvidia-ml.so.1", sysfs=tmp_path / "sys")
+    with pytest.raises(SourceUnavailable, match="which is loaded: /nowhere") as said:
         watched.source.open()
     assert "\n" not in str(said.value)
+    assert not isinstance(said.value, SourceAbsent)
+    watched.source.close()
+
+
+def test_a_node_without_a_driver_misses_nothing(watch):
+    watched = watch("hgx-h100", library="/nowhere/libnvidia-ml.so.1")
+    with pytest.raises(SourceAbsent, match="no NVIDIA driver on this node"):
+        watched.source.open()
     watched.source.close()
 
 
@@ -328,23 +339,23 @@ def entry(built_nvml, tmp_path, monkeypatch):
 def test_native_objects_are_freed(entry):
     function, device, _ = entry
     gc.collect()
-    before = nvml.alive()
-    calls = nvml.Calls(2)
+    before = nvml.alive() | native_calls.alive()
+    calls = Calls(2)
     made = [nvml.Fields(function, device, [(197, 0), (138, 3)], 2) for _ in range(10)]
     assert calls.round(made, 5.0) == 0
-    assert all(one.answered and one.results()[0][0] == 0 for one in made)
-    assert nvml.alive() != before
+    assert all(one.answered and one.status == 0 for one in made)
+    assert (nvml.alive() | native_calls.alive()).items() >= {"calls": before["calls"] + 1, "fields": before["fields"] + 10}.items()
     calls.close()
     calls.close()
     del made, calls
     gc.collect()
-    assert nvml.alive() == before
+    assert nvml.alive() | native_calls.alive() == before
 
 
 def test_many_rounds_do_not_grow_the_process_nor_its_threads(entry):
     function, device, _ = entry
     process = psutil.Process()
-    calls = nvml.Calls(2)
+    calls = Calls(2)
     made = [nvml.Fields(function, device, [(138, link) for link in range(18)]) for _ in range(8)]
 
     def rounds(count):
@@ -365,7 +376,7 @@ def test_made_and_dropped_again_and_again_nothing_grows(entry):
 
     def churn(count):
         for _ in range(count):
-            calls = nvml.Calls(2)
+            calls = Calls(2)
             assert calls.round([nvml.Fields(function, device, [(197, 0)] * 200, 2)], 5.0) == 0
             calls.close()
 
@@ -377,7 +388,7 @@ def test_made_and_dropped_again_and_again_nothing_grows(entry):
 
 def test_as_many_threads_as_allowed_are_left_behind_and_no_more(entry):
     function, device, node = entry
-    calls = nvml.Calls(2)
+    calls = Calls(2)
     made = [nvml.Fields(function, device, [(197, 0)]) for _ in range(4)]
     with node.hang(FIELDS):
         assert calls.round(made, 0.05) == errno.EBUSY
@@ -393,7 +404,7 @@ def test_as_many_threads_as_allowed_are_left_behind_and_no_more(entry):
 
 def test_what_is_stuck_outlives_its_owner(entry):
     function, device, node = entry
-    calls = nvml.Calls(2)
+    calls = Calls(2)
     one = nvml.Fields(function, device, [(197, 0)])
     hang = node.hang(FIELDS)
     calls.round([one], 0.05)
@@ -422,7 +433,7 @@ def test_wrong_arguments_are_refused(entry):
             bad()
     with pytest.raises(ValueError, match="nvmlGpmMigSampleGet"):
         nvml.Gpm(function, 0, function, device, 1, (1, 2), [10])
-    calls = nvml.Calls(1)
+    calls = Calls(1)
     calls.close()
     with pytest.raises(RuntimeError):
         calls.round([one], 1.0)
@@ -432,12 +443,12 @@ def test_wrong_arguments_are_refused(entry):
 
 
 def test_patience_leaves_a_call_behind_and_goes_on_with_another_thread():
-    patience = Patience("test", 1)
+    patience = Patience(Calls(1))
     let_go = threading.Event()
     callers = set()
 
     def call(wait=None):
-        callers.add(threading.current_thread())
+        callers.add(threading.get_native_id())
         if wait is not None:
             wait.wait()
         return 7
@@ -452,10 +463,9 @@ def test_patience_leaves_a_call_behind_and_goes_on_with_another_thread():
     eventually(lambda: hung.value.call.returned, "it has returned")
     assert patience.run(call, 5) == 7
     assert len(callers) == 2
-    assert threading.current_thread() not in callers
+    assert threading.get_native_id() not in callers
     with pytest.raises(ZeroDivisionError):
         patience.run(lambda: 1 // 0, 5)
-    patience.close()
 
 
 def test_the_real_library_without_a_driver_says_so_in_one_line():

@@ -14,7 +14,9 @@ PROGRAM = Path(sys.prefix) / "bin" / "fabrictap"
 class Agent:
     """``fabrictap run`` with a file exporter, for all devices or one. ``start`` returns when it watches."""
 
-    def __init__(self, machine: Machine, name: str, *settings: str, device: str = "*") -> None:
+    def __init__(
+        self, machine: Machine, name: str, *settings: str, device: str = "*", config: Path | None = None
+    ) -> None:
         self.machine = machine
         self.name = name
         self.exported = Reader(machine.share / f"{name}.jsonl")
@@ -27,12 +29,17 @@ class Agent:
             "export.otlp.traces.enabled=false",
             "export.otlp.logs.enabled=false",
             "state.path=none",
+            # An emulated processor makes probes so dear that the budget would let nearly everybody go.
+            "sources.verbs.data=full",
             *settings,
         )
+        self.config = config
         self.process: Process | None = None
 
     def start(self, *, wait_for: str = "source rdma_netlink delivers") -> Agent:
         argv: list[str | Path] = [PROGRAM, "run"]
+        if self.config is not None:
+            argv += ["--config", self.config]
         for setting in self.settings:
             argv += ["--set", setting]
         self.process = self.machine.start(argv)

@@ -66,7 +66,6 @@ class Container:
                 "env": list(self.environment),
                 "noNewPrivileges": True,
                 "capabilities": dict.fromkeys(("bounding", "effective", "permitted"), granted),
-                "rlimits": [{"type": "RLIMIT_MEMLOCK", "hard": 1 << 40, "soft": 1 << 40}],
             },
             "root": {"path": str(self.root), "readonly": True},
             "mounts": mounts,
@@ -100,4 +99,4 @@ def workload(machine: Machine, identity: str, pod: str, argv: Sequence[str]) -> 
     """A container that may use the RDMA devices."""
     shared = {place: place for place in ("/usr", "/etc", "/dev", "/sys")}
     root = workload_root(machine)
-    return Container(identity, pod, argv, root, ("IPC_LOCK", "SYS_RESOURCE"), shared)
+    return Container(identity, pod, argv, root, ("IPC_LOCK",), shared)

@@ -38,6 +38,7 @@ required=(
 )
 # Not everywhere, and not needed to build or to test.
 optional=(
+    ccache             # make wheel compiles only what has changed, also in a fresh checkout
     bpftrace           # a peer of make bench: uprobes
     python3-bpfcc      # a peer of make bench: bcc's ring buffer
     prometheus         # runs the queries of dashboards and rules, judges the text exposition; tests start one of their own

@@ -18,6 +18,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from bareroot import CACHE
 from building import (
     ROOT,
     WORK,
@@ -49,13 +50,20 @@ def build(interpreter: Interpreter, source: Path, output: Path) -> Path:
     _forget_stale(source)
     jobs = str(len(os.sched_getaffinity(0)))
     argv = [python, "setup.py", "-q", "build_ext", "-j", jobs, "bdist_wheel", "--dist-dir", made]
-    run(argv, cwd=source, env=FLAGS)
+    run(argv, cwd=source, env={**FLAGS, **_compiler_cache(source)})
     (wheel,) = made.glob("*.whl")
     for old in output.glob(f"fabrictap-{version()}-{interpreter.tag}-*.whl"):
         old.unlink()
     run([sys.executable, "-m", "auditwheel", "repair", "--strip", "--wheel-dir", output, wheel])
     (repaired,) = output.glob(f"fabrictap-{version()}-{interpreter.tag}-*.whl")
     return repaired
+
+
+def _compiler_cache(source: Path) -> dict[str, str]:
+    """What makes a fresh checkout compile only what has changed since the last one, where ccache is here."""
+    if shutil.which("ccache") is None:
+        return {}
+    return {"CC": "ccache cc", "CCACHE_DIR": str(CACHE / "ccache"), "CCACHE_BASEDIR": str(source)}
 
 
 def _forget_stale(source: Path) -> None:

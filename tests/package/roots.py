@@ -37,6 +37,7 @@ APT::Install-Recommends "false";
 APT::Sandbox::User "root";
 Binary::apt::APT::Keep-Downloaded-Packages "true";
 """
+_PROXIES = ("http_proxy", "https_proxy", "no_proxy")
 _NOISE = "Attempted to remove disk file system under"
 
 
@@ -93,6 +94,7 @@ class Root:
             "--resolv-conf=copy-host",
             "--setenv=DEBIAN_FRONTEND=noninteractive",
             "--setenv=PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin",
+            *(f"--setenv={name}={os.environ[name]}" for name in _PROXIES if name in os.environ),
             f"--bind={archives}:/var/cache/apt/archives",
             *(f"--bind-ro={source}:{place}" for place, source in (binds or {}).items()),
             *options,

@@ -16,7 +16,7 @@ from vm.harness import Machine, Process
 
 #: As the chart asks for them; docs/install.md.
 CAPABILITIES = ("SYS_ADMIN", "NET_ADMIN", "SYS_PTRACE", "DAC_READ_SEARCH", "SYS_RESOURCE")
-_DEV = [
+_MOUNTS = [
     {"destination": "/proc", "type": "proc", "source": "proc"},
     {"destination": "/tmp", "type": "tmpfs", "source": "tmpfs", "options": ["nosuid", "nodev", "mode=1777"]},
 ]
@@ -42,7 +42,11 @@ class Container:
         """Its config.json."""
         granted = [f"CAP_{name}" for name in self.capabilities]
         namespaces = ["mount", "ipc", "uts", "cgroup", *([] if self.host_pid else ["pid"])]
-        mounts: list[dict[str, Any]] = list(_DEV)
+        mounts: list[dict[str, Any]] = list(_MOUNTS)
+        if "/dev" not in self.binds:
+            # The runtime makes null, zero, random and the like in it.
+            options = ["nosuid", "mode=755"]
+            mounts.append({"destination": "/dev", "type": "tmpfs", "source": "tmpfs", "options": options})
         mounts += [
             {"destination": place, "type": "tmpfs", "source": "tmpfs", "options": ["nosuid", "nodev"]}
             for place in self.memory_only

@@ -13,15 +13,11 @@ T       ?= tests
 REQUIRE ?=
 ARGS    ?=
 SCRIPT  ?=
-<<<<<<< HEAD
 # Which Pythons packages are made for (all that are here by default), and from which image the image takes its
 # Debian packages (by default one that debootstrap makes).
 PYTHONS ?=
 BASE    ?=
-# Which measurements make bench takes (uprobe counters infiniband ringbuffer export agent growth); all by default.
-=======
-# Which measurements make bench takes (uprobe counters infiniband ringbuffer export agent growth volume); all by default.
->>>>>>> main
+# Which measurements make bench takes (uprobe completions counters infiniband ringbuffer export agent growth volume); all by default.
 B       ?=
 
 export REQUIRE
@@ -35,11 +31,7 @@ endif
 
 BUILD_INPUTS := setup.py pyproject.toml $(shell find probes ext -type f \( -name '*.bpf.c' -o -name '*.h' -o -name '*.pyx' -o -name '*.pxd' -o -name 'fold.c' \) 2>/dev/null)
 
-<<<<<<< HEAD
-.PHONY: help setup packages demo run test collector lint format bench vm wheel deb image clean
-=======
-.PHONY: help setup packages demo run test collector kube manifests dashboards pictures lint format bench vm clean
->>>>>>> main
+.PHONY: help setup packages demo run test collector kube manifests dashboards pictures lint format bench vm wheel deb image clean
 
 help: ## this list
 	@echo 'make TARGET [VARIABLE=value ...]'
@@ -89,7 +81,13 @@ bench: setup ## measurements against peers: all, or a part as in make bench B=co
 vm: setup ## a shell in the VM with its two RDMA devices; make vm SCRIPT=path runs a script there
 	@$(BIN)/python tests/vm/shell.py $(SCRIPT) $(ARGS)
 
-<<<<<<< HEAD
+dashboards: setup ## packaging/grafana/dashboards from the catalog and packaging/grafana/dashboards_as_code
+	@PYTHONPATH=packaging/grafana $(BIN)/python -m dashboards_as_code
+
+pictures: setup ## docs/pictures, drawn by a browser from simulated nodes and a recording (needs pngquant)
+	@tests/e2e/collector/build.sh >/dev/null
+	@REQUIRE=all $(BIN)/python -m pytest tests/e2e/pictures.py -q
+
 wheel: setup ## dist/*.whl for each Python 3.10 to 3.13 that is here: make wheel PYTHONS=3.11,3.13
 	@$(BIN)/python packaging/wheel/build.py --python '$(PYTHONS)'
 
@@ -98,14 +96,6 @@ deb: wheel ## dist/fabrictap_*.deb for the distributions with these Pythons
 
 image: deb ## dist/fabrictap_*.oci.tar, a container image (buildah): make image BASE=debian:12-slim
 	@$(BIN)/python packaging/container/build.py --base '$(BASE)'
-=======
-dashboards: setup ## packaging/grafana/dashboards from the catalog and packaging/grafana/dashboards_as_code
-	@PYTHONPATH=packaging/grafana $(BIN)/python -m dashboards_as_code
-
-pictures: setup ## docs/pictures, drawn by a browser from simulated nodes and a recording (needs pngquant)
-	@tests/e2e/collector/build.sh >/dev/null
-	@PICTURES=yes REQUIRE=all $(BIN)/python -m pytest tests/e2e/test_dashboards.py -q -k pictures
->>>>>>> main
 
 clean: ## remove what was built; downloads stay in the cache (FABRICTAP_CACHE)
 	rm -rf build dist $(VENV) .mypy_cache .ruff_cache .pytest_cache agent/*.egg-info

@@ -53,11 +53,10 @@ def arguments(tier):
     return [f"--config={SHIPPED / name}" for name in TIERS[tier]]
 
 
-@pytest.mark.parametrize("tier", TIERS)
-def test_a_collector_takes_the_configuration(binary, tier, tmp_path):
+def validate(binary, options, storage):
     done = subprocess.run(
-        [binary, "validate", *arguments(tier)],
-        env={"PATH": os.environ["PATH"], "STORAGE": str(tmp_path)},
+        [binary, "validate", *options],
+        env={"PATH": os.environ["PATH"], "STORAGE": str(storage)},
         capture_output=True,
         text=True,
         check=False,
@@ -65,6 +64,18 @@ def test_a_collector_takes_the_configuration(binary, tier, tmp_path):
     )
     assert done.returncode == 0, done.stderr
     assert "deprecated" not in done.stderr
+
+
+@pytest.mark.parametrize("tier", TIERS)
+def test_a_collector_takes_the_configuration(binary, tier, tmp_path):
+    validate(binary, arguments(tier), tmp_path)
+
+
+def test_a_collector_takes_what_the_page_adds_for_tls(binary, tmp_path):
+    page = (SHIPPED.parents[1] / "docs" / "collector.md").read_text()
+    snippet = page.partition("\n## TLS\n")[2].partition("```yaml\n")[2].partition("```")[0]
+    (tmp_path / "tls.yaml").write_text(snippet)
+    validate(binary, [*arguments("balancer-static"), f"--config={tmp_path}/tls.yaml"], tmp_path)
 
 
 def test_every_configuration_is_tried():

@@ -26,6 +26,7 @@ COMMANDS = (
     "doctor",
     "audit",
     "flows",
+    "trace",
     "snapshot",
     "recorder",
     "policy",

@@ -7,7 +7,6 @@ import os
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Protocol
 
 from fabrictap.ext.bpf import BpfError, KernelTypes, Link, Object, RingBuffer, has_bpf_loop, possible_cpus
 from fabrictap.ext.completions import WORK_SIZE
@@ -61,13 +60,6 @@ class Kind:
         return [(name, False)] if name not in WINDOWED else []
 
 
-class Programs(Protocol):
-    """Which programs of an object stand for a function of a library."""
-
-    def programs(self, name: str) -> list[tuple[str, bool]]:
-        """(program, on return) of what is attached to the function ``name``."""
-
-
 @dataclass
 class Probes:
     """A loaded object. ``attached``: program -> attachments; ``refused``: program -> reason."""
@@ -75,7 +67,7 @@ class Probes:
     object: Object
     method: str
     records: RingBuffer
-    kind: Programs = field(default_factory=Kind)
+    kind: Kind = field(default_factory=Kind)
     #: Attach for this process only; 0: as the caller says.
     pid: int = 0
     attached: dict[str, int] = field(default_factory=dict)
@@ -205,7 +197,7 @@ def returns_safe() -> bool:
     return return_probes.safe(str(_OBJECTS / "verbs_data.bpf.o"))
 
 
-def load_work(kind: Programs, functions: Iterable[str], event_buffer: int, *, pid: int = 0) -> Probes:
+def load_work(kind: Kind, functions: Iterable[str], event_buffer: int, *, pid: int = 0) -> Probes:
     """Load the probes of single requests and completions; nothing is attached yet. Raises ProbesUnavailable.
 
     With ``pid`` they are for that process only, and tell of requests without completions too.

@@ -19,6 +19,7 @@ BOARDS = [file.stem for file in dashboards.FILES]
 EMPTY = {
     "NVLink bit errors": "told by NVLink 5 GPUs only, and not simulated",
     "Figures that GPUs do not deliver": "the simulated driver delivers all of them, and the VM has no GPU",
+    "Decisions": "nobody posts so often that the budget is reached",
     "node:rdma_qp_unseen:ratio": "all posts are seen; test_alert_rules.py has queue pairs whose are not",
 }
 #: Alerts whose condition does not come about in this world; test_alert_rules.py makes each of them fire.
@@ -42,6 +43,7 @@ QUIET = {
     "FabrictapLimitReached": "none is",
     "FabrictapCoverageLow": "all posts are seen",
     "FabrictapProbeMissing": "all are attached",
+    "FabrictapBudgetReduced": "nobody posts that often",
     "FabrictapDetectorErrors": "none fails",
     "FabrictapUnnamedNodes": "all have names",
 }

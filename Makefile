@@ -13,7 +13,7 @@ T       ?= tests
 REQUIRE ?=
 ARGS    ?=
 SCRIPT  ?=
-# Which measurements make bench takes (uprobe counters infiniband ringbuffer export agent growth volume); all by default.
+# Which measurements make bench takes (uprobe completions counters infiniband ringbuffer export agent growth volume); all by default.
 B       ?=
 
 export REQUIRE
@@ -82,7 +82,7 @@ dashboards: setup ## packaging/grafana/dashboards from the catalog and packaging
 
 pictures: setup ## docs/pictures, drawn by a browser from simulated nodes and a recording (needs pngquant)
 	@tests/e2e/collector/build.sh >/dev/null
-	@PICTURES=yes REQUIRE=all $(BIN)/python -m pytest tests/e2e/test_dashboards.py -q -k pictures
+	@REQUIRE=all $(BIN)/python -m pytest tests/e2e/pictures.py -q
 
 clean: ## remove what was built; downloads stay in the cache (FABRICTAP_CACHE)
 	rm -rf build dist $(VENV) .mypy_cache .ruff_cache .pytest_cache agent/*.egg-info

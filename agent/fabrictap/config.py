@@ -84,6 +84,18 @@ class RdmaNetlink(Section):
     interval: Duration = Duration(10.0)
 
 
+class Completions(Section):
+    """Windows in which completions are watched; poll_cq is probed in them only."""
+
+    enabled: bool = True
+    #: How long a window is, and how often one begins.
+    window: Duration = Duration(1.0)
+    every: Duration = Duration(30.0)
+    #: CPU time that the probes of a window may take, as a share of one CPU over ``every``: a window ends
+    #: before its time where programs post and poll so often that it would be more.
+    cost: float = 0.001
+
+
 class WorkloadData(Section):
     """How posts of the workloads that match are counted. The first rule that matches a process is its."""
 
@@ -119,6 +131,7 @@ class Verbs(Section):
     #: Kernel memory for the counters of posted work: one for each process, queue pair and opcode (and
     #: datagram peer), 32 bytes plus 176 for each CPU. Allocated at once; at most 16384 counters.
     post_memory: Size = Size(64 << 20)
+    completions: Completions = msgspec.field(default_factory=Completions)
 
 
 class Nvml(Section):
@@ -683,6 +696,17 @@ def _check(config: Config) -> None:
             raise ConfigError(
                 f"limits.{key}: expected between 1 and {1 << 24}, got {getattr(config.limits, key)}"
             )
+    completions = sources.verbs.completions
+    if not 0.05 <= completions.window <= completions.every / 2 or completions.every > 86400:
+        raise ConfigError(
+            "sources.verbs.completions: expected window from 50ms to half of every, and every up to 1d, got "
+            f"window {completions.window:g}s and every {completions.every:g}s"
+        )
+    if not 0 < completions.cost <= 1:
+        raise ConfigError(
+            f"sources.verbs.completions.cost: expected a share from 0 to 1, as 0.001, "
+            f"got {completions.cost:g}"
+        )
     if not 65536 <= sources.verbs.post_memory <= 1 << 34:
         raise ConfigError(
             f"sources.verbs.post_memory: expected from 64KiB to 16GiB, got {sources.verbs.post_memory} bytes"

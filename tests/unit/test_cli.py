@@ -24,6 +24,7 @@ COMMANDS = (
     "doctor",
     "audit",
     "flows",
+    "trace",
     "snapshot",
     "recorder",
     "policy",

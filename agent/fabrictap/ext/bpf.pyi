@@ -37,6 +37,7 @@ class Object:
     def map(self, name: str) -> Map: ...
 
 class Map:
+    key_size: int
     value_size: int
     cpus: int
     max_entries: int

@@ -12,16 +12,15 @@ from dashboards_as_code.panels import (
     RED,
     SECONDS,
     SHARE,
-    Column,
     Json,
     Query,
     about,
     stat,
     states,
-    table,
     timeseries,
 )
 from dashboards_as_code.promql import NODE, P, of, quantile, rate
+from dashboards_as_code.tables import Column, table
 from fabrictap import catalog
 
 _NODE = f"{{{{{NODE}}}}}"

@@ -7,14 +7,16 @@ import os
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Protocol
 
 from fabrictap.ext.bpf import BpfError, KernelTypes, Link, Object, RingBuffer, has_bpf_loop, possible_cpus
+from fabrictap.ext.completions import WORK_SIZE
 from fabrictap.ext.fold import KeyedFold
 from fabrictap.ext.records import LOSSES, POST_KEY_SIZE, POST_SIZE, RECORD_SIZE, sum_per_cpu
 from fabrictap.sources.verbs import returns as return_probes
 from fabrictap.sources.verbs.budget import WINDOW_SECONDS
 from fabrictap.sources.verbs.detach import Detaching
-from fabrictap.sources.verbs.providers import DATA_PATH, EXPORTED, EXTENDED, Place, entry
+from fabrictap.sources.verbs.providers import DATA_PATH, EXPORTED, EXTENDED, WINDOWED, Place, entry
 
 _log = logging.getLogger(__name__)
 _OBJECTS = Path(__file__).parents[2] / "probes"
@@ -56,7 +58,14 @@ class Kind:
             return [(name, False), (f"{name}_return", True)] if self.returns else []
         if name == "qp_to_qp_ex":
             return [(name, True)] if self.returns else [(f"{name}_entry", False)]
-        return [(name, False)]
+        return [(name, False)] if name not in WINDOWED else []
+
+
+class Programs(Protocol):
+    """Which programs of an object stand for a function of a library."""
+
+    def programs(self, name: str) -> list[tuple[str, bool]]:
+        """(program, on return) of what is attached to the function ``name``."""
 
 
 @dataclass
@@ -66,8 +75,9 @@ class Probes:
     object: Object
     method: str
     records: RingBuffer
-    #: Which programs stand for a function of a library.
-    kind: Kind = field(default_factory=Kind)
+    kind: Programs = field(default_factory=Kind)
+    #: Attach for this process only; 0: as the caller says.
+    pid: int = 0
     attached: dict[str, int] = field(default_factory=dict)
     refused: dict[str, str] = field(default_factory=dict)
     links: list[Link] = field(default_factory=list)
@@ -190,12 +200,49 @@ def load_data(
     return probes
 
 
+def returns_safe() -> bool:
+    """Whether return probes may be used here, which is tried (:mod:`returns`)."""
+    return return_probes.safe(str(_OBJECTS / "verbs_data.bpf.o"))
+
+
+def load_work(kind: Programs, functions: Iterable[str], event_buffer: int, *, pid: int = 0) -> Probes:
+    """Load the probes of single requests and completions; nothing is attached yet. Raises ProbesUnavailable.
+
+    With ``pid`` they are for that process only, and tell of requests without completions too.
+    """
+    wanted = [program for name in functions for program, _ in kind.programs(name)]
+    try:
+        probes = _load(
+            "verbs_work",
+            wanted,
+            "uprobe",
+            event_buffer,
+            # With a pid by perf events: until Linux 6.10 the others know the first thread of a process only.
+            configure=None if pid else _prefer_uprobe_multi,
+            record_size=WORK_SIZE,
+            only_tgid=pid,
+            tell_all=int(bool(pid)),
+        )
+    except BpfError as error:
+        raise ProbesUnavailable(str(error)) from None
+    if probes.refused:
+        probes.close()
+        raise ProbesUnavailable("; ".join(probes.refused.values()))
+    probes.kind = kind
+    probes.pid = pid
+    return probes
+
+
 def _configure(loading: Object, entries: int, quota: int | None) -> None:
     loading.resize("posts", entries)
     if quota is not None:
         loading.set_constant("metered", 1)
         loading.set_constant("meter_quota", quota)
         loading.set_constant("meter_window_ns", int(WINDOW_SECONDS * 1e9))
+    _prefer_uprobe_multi(loading)
+
+
+def _prefer_uprobe_multi(loading: Object) -> None:
     loading.prefer_uprobe_multi()
 
 
@@ -225,7 +272,8 @@ def attach_function(
     try:
         for program, on_return in probes.kind.programs(name):
             # On return too: behind endbr64 the return address is still where the call put it.
-            link = probes.object.attach_uprobe(program, path, start.offset, on_return, pid or -1)
+            only = pid or probes.pid
+            link = probes.object.attach_uprobe(program, path, start.offset, on_return, only or -1)
             made.append(Attachment(program, link, pid))
             probes.attached[program] = probes.attached.get(program, 0) + 1
     except BpfError as error:
@@ -285,6 +333,7 @@ def _load(
     *,
     configure: Callable[[Object], None] | None = None,
     into: KeyedFold | None = None,
+    record_size: int = RECORD_SIZE,
     **constants: int,
 ) -> Probes:
     """Load an object with the ``wanted`` programs; one that the kernel refuses is left out."""
@@ -307,7 +356,7 @@ def _load(
             programs.discard(error.program)
             refused[error.program] = str(error)
             continue
-        size = RECORD_SIZE if into is None else into.record_size
+        size = record_size if into is None else into.record_size
         probes = Probes(loading, method, RingBuffer(loading, "records", size, into=into))
         probes.refused.update(refused)
         return probes

@@ -42,6 +42,7 @@ from fabrictap.sources import SourceUnavailable
 from fabrictap.sources.verbs import providers
 from fabrictap.sources.verbs.attach import Attachments
 from fabrictap.sources.verbs.budget import Limits, Mode, first_quota
+from fabrictap.sources.verbs.completions import CompletionFold
 from fabrictap.sources.verbs.connection_manager import ConnectionManagerFold
 from fabrictap.sources.verbs.control import ControlFold, ends_flows, unbinds
 from fabrictap.sources.verbs.discovery import Discovery
@@ -58,6 +59,7 @@ from fabrictap.sources.verbs.probes import (
     module_loaded,
 )
 from fabrictap.sources.verbs.uverbs import Uverbs
+from fabrictap.sources.verbs.windows import Window, Windows
 
 _log = logging.getLogger(__name__)
 _REAP_SECONDS = 10.0
@@ -86,6 +88,8 @@ class Sample:
     extended: dict[tuple[str, int], int] = field(default_factory=dict)
     gone: list[int] = field(default_factory=list)
     losses: dict[str, int] = field(default_factory=dict)
+    #: Windows of completions that have ended.
+    windows: list[Window] = field(default_factory=list)
     #: The probes were loaded anew before this sample: their counters start at 0.
     anew: bool = False
 
@@ -113,6 +117,8 @@ class Verbs:
         self._control_fold = ControlFold(series, ledger)
         self._post_fold = PostFold(series, ledger, self._posts)
         self._connection_manager_fold = ConnectionManagerFold(series)
+        self._completion_fold = CompletionFold(series, ledger)
+        self._windows: Windows | None = None
         self._post_map: Map | None = None
         self._contexts: Map | None = None
         self._devices: set[str] = set()
@@ -156,6 +162,7 @@ class Verbs:
                 self._discovery = Discovery(attachments, self.errors)
                 if self._budgeted:
                     self._duty = self._budget(self._data, attachments)
+                self._windows = Windows(self._config.completions)
             except ProbesUnavailable as error:
                 self._trouble("data path", f"{error}: posts are not counted")
         if self._config.control != "off":
@@ -197,6 +204,9 @@ class Verbs:
                 self._read_posts()
             sample.losses = self._losses()
         self._resolve(sample)
+        if self._windows is not None and self._discovery is not None:
+            self._windows.step(self._discovery.attachments)
+            sample.windows = self._windows.take()
         return sample
 
     def _budget(self, probes: Probes, attachments: Attachments) -> Duty:
@@ -213,6 +223,9 @@ class Verbs:
         return self._config.data
 
     def close(self) -> None:
+        if self._windows is not None:
+            self._windows.close()
+            self._windows = None
         if self._duty is not None:
             self._duty.close()
         self._former, self._duty, self._estimates = self._estimates or self._former, None, None
@@ -406,7 +419,9 @@ class Verbs:
                 self._ledger.traffic.posted_until_ns = sample.posts_ns
         if self._estimates is not None:
             self._estimates.fold(now_ns, figures=sample.posts)
+        self._completion_fold.fold(sample.windows, now_ns)
         for pid in sample.gone:
+            self._completion_fold.process_gone(pid)
             self._post_fold.process_gone(pid, now_ns)
             self._control_fold.process_gone(pid, now_ns)
         self._export(sample, now_ns)

@@ -12,6 +12,8 @@ set -euo pipefail
 
 say() { printf 'kernel.sh: %s\n' "$*" >&2; }
 die() { say "$@"; exit 1; }
+# What no package that could be installed here would change.
+unobtainable() { say "$@"; exit 3; }
 
 suite=
 if [[ ${1:-} == --suite ]]; then
@@ -52,15 +54,19 @@ options=(-o "APT::Sandbox::User=$(id -un)")
 if [[ -n $suite ]]; then
     # A private package index: the system's own sources stay as they are.
     uri=$(apt-get indextargets --format '$(REPO_URI)' 'Created-By: Packages' 'Origin: Debian' | grep -v security | head -n 1)
-    [[ -n $uri ]] || die "no Debian archive among the apt sources, cannot look for suite $suite"
+    [[ -n $uri ]] || unobtainable "no Debian archive among the apt sources, cannot look for suite $suite"
     lists=$store/.apt-$suite
     mkdir -p "$lists/lists/partial" "$lists/empty"
     printf 'deb [signed-by=/usr/share/keyrings/debian-archive-keyring.gpg] %s %s main\n' "$uri" "$suite" >"$lists/sources.list"
-    options+=(-o "Dir::Etc::sourcelist=$lists/sources.list" -o "Dir::Etc::sourceparts=$lists/empty"
+    options+=(-o "Acquire::Languages=none" -o "Dir::Etc::sourcelist=$lists/sources.list" -o "Dir::Etc::sourceparts=$lists/empty"
         -o "Dir::State::lists=$lists/lists" -o "Dir::Cache::pkgcache=" -o "Dir::Cache::srcpkgcache="
         -o "APT::Default-Release=" -o "Dir::Etc::preferencesparts=$lists/empty")
     say "reading the package index of $suite"
-    apt-get "${options[@]}" -qq update >&2 || die "apt-get update for suite $suite failed"
+    said=$(apt-get "${options[@]}" -qq update 2>&1) || {
+        printf '%s\n' "$said" >&2
+        [[ $said != *"does not have a Release file"* ]] || unobtainable "the archive has no suite $suite any more"
+        die "apt-get update for suite $suite failed"
+    }
 fi
 
 architecture=$(dpkg --print-architecture)

@@ -13,7 +13,7 @@ T       ?= tests
 REQUIRE ?=
 ARGS    ?=
 SCRIPT  ?=
-# Which measurements make bench takes (uprobe counters infiniband ringbuffer export agent growth); all by default.
+# Which measurements make bench takes (uprobe counters infiniband ringbuffer export agent growth volume); all by default.
 B       ?=
 
 export REQUIRE
@@ -27,7 +27,7 @@ endif
 
 BUILD_INPUTS := setup.py pyproject.toml $(shell find probes ext -type f \( -name '*.bpf.c' -o -name '*.h' -o -name '*.pyx' -o -name '*.pxd' -o -name 'fold.c' \) 2>/dev/null)
 
-.PHONY: help setup packages demo run test collector lint format bench vm clean
+.PHONY: help setup packages demo run test collector kube manifests lint format bench vm clean
 
 help: ## this list
 	@echo 'make TARGET [VARIABLE=value ...]'
@@ -43,7 +43,7 @@ demo: setup ## what fabrictap sees, shown on two RDMA devices in a VM
 run: setup ## the agent on this machine: make run ARGS='--config my.yaml'
 	@$(BIN)/fabrictap run $(ARGS)
 
-test: lint collector ## lint, then the tests: T=tests/unit, REQUIRE=all (see docs), ARGS='-k name'
+test: lint collector kube ## lint, then the tests: T=tests/unit, REQUIRE=all (see docs), ARGS='-k name'
 	@$(BIN)/python -m pytest $(T) $(ARGS)
 
 # The OpenTelemetry Collector for the end-to-end tests, kept in the cache; without Go they are skipped.
@@ -51,6 +51,16 @@ collector: setup
 ifneq (,$(filter tests tests/ tests/e2e%,$(T)))
 	@tests/e2e/collector/build.sh >/dev/null || echo 'setup: no Collector: its tests are skipped, or fail with REQUIRE=collector'
 endif
+
+# What judges the Helm chart, kept in the cache likewise.
+kube: setup
+ifneq (,$(filter tests tests/ tests/kube%,$(T)))
+	@tests/kube/build.sh >/dev/null || echo 'setup: no helm: the tests of the chart are skipped, or fail with REQUIRE=kube'
+endif
+
+manifests: setup ## packaging/kubernetes/manifests, made from the Helm chart
+	@tests/kube/build.sh >/dev/null
+	@$(BIN)/python tests/kube/manifests.py
 
 lint: setup ## ruff and mypy
 	@$(BIN)/ruff check .

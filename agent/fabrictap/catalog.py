@@ -1266,8 +1266,8 @@ RESOURCE_EXHAUSTION = Finding(
 )
 PROBE_DETACHED = Finding(
     "probe_detached",
-    "A BPF program of the agent is attached at fewer places than before",
-    "A provider library that was replaced by a package is attached to anew within a minute",
+    "A BPF program of the agent is attached to the kernel at fewer places than before",
+    "A kernel module of RDMA that was unloaded",
     "Look who may load or detach BPF programs on this node; restart the agent.",
 )
 PROBES_BLIND = Finding(

@@ -131,20 +131,8 @@ def _parser() -> argparse.ArgumentParser:
     _configuration(doctor)
     doctor.add_argument("--json", action="store_true", help="as JSON")
 
-    audit = add(
-        "audit", "list the ways past the CPU: what observes each, what is exposed, what mends it", _audit
-    )
-    audit.add_argument("--json", action="store_true", help="as JSON")
-    audit.add_argument(
-        "--fail-on",
-        metavar="LEVEL",
-        choices=("high", "medium", "low", "never"),
-        default="never",
-        help="exit with 1 where something is exposed as badly (high, medium, low), with 3 where it may "
-        "be and could not be looked at",
-    )
-    audit.add_argument("--root", metavar="DIR", help="another node's: DIR/sys, DIR/proc and DIR/dev")
-    _recording(audit)
+    does = "list the ways past the CPU: what observes each, what is exposed, what mends it"
+    _audit_options(add("audit", does, _audit))
 
     flows = add("flows", "list the RDMA connections: who, with whom, how much", _reads(_flows))
     flows.add_argument("--all", action="store_true", help="also those that have ended a moment ago")
@@ -174,6 +162,10 @@ def _parser() -> argparse.ArgumentParser:
     )
     snapshot.add_argument("--json", action="store_true", help="as JSON")
     _recording(snapshot)
+
+    _health_options(
+        add("health", "say whether the agent lives, in one line and by the exit code", _reads(_health))
+    )
 
     recorder = add(
         "recorder", "what the flight recorder has, also of an agent that is dead", _no_recorder_command
@@ -221,6 +213,30 @@ def _recording(parser: argparse.ArgumentParser) -> None:
     _configuration(parser)
 
 
+def _audit_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--json", action="store_true", help="as JSON")
+    parser.add_argument(
+        "--fail-on",
+        metavar="LEVEL",
+        choices=("high", "medium", "low", "never"),
+        default="never",
+        help="exit with 1 where something is exposed as badly (high, medium, low), with 3 where it may "
+        "be and could not be looked at",
+    )
+    parser.add_argument("--root", metavar="DIR", help="another node's: DIR/sys, DIR/proc and DIR/dev")
+    _recording(parser)
+
+
+def _health_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--max-age", metavar="TIME", default="30s", help="without a tick for longer it hangs (30s)"
+    )
+    parser.add_argument(
+        "--ready", action="store_true", help="0 only where, besides, one of its sources delivers"
+    )
+    _recording(parser)
+
+
 def _policy(parser: argparse.ArgumentParser) -> None:
     policies = parser.add_subparsers(metavar="PART")
     does = "propose a policy from what was observed, as YAML"
@@ -249,8 +265,8 @@ def _load(options: argparse.Namespace) -> Config:
 def _no_command(options: argparse.Namespace) -> NoReturn:
     parser: _Parser = options.parser
     parser.error(
-        "which command? One of run, check-config, doctor, audit, flows, snapshot, recorder, policy, catalog, "
-        "version"
+        "which command? One of run, check-config, doctor, audit, flows, snapshot, health, recorder, policy, "
+        "catalog, version"
     )
 
 
@@ -383,7 +399,7 @@ def _time(options: argparse.Namespace, name: str) -> float | None:
     try:
         return None if value is None else parse_duration(value)
     except ValueError as error:
-        raise ConfigError(f"--{name}: {error}") from None
+        raise ConfigError(f"--{name.replace('_', '-')}: {error}") from None
 
 
 def _flows(options: argparse.Namespace) -> int:
@@ -415,6 +431,14 @@ def _snapshot(options: argparse.Namespace) -> int:
     from fabrictap.view import recorder, snapshot
 
     return snapshot.main(recorder.opener(_path(options), _owner(options)), as_json=options.json)
+
+
+def _health(options: argparse.Namespace) -> int:
+    from fabrictap.view import health, recorder
+
+    max_age = _time(options, "max_age")
+    with recorder.opener(_path(options), _owner(options))() as recording:
+        return health.main(recording, 30.0 if max_age is None else max_age, ready=options.ready)
 
 
 def _dump(options: argparse.Namespace) -> int:

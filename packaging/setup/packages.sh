@@ -35,7 +35,7 @@ required=(
 optional=(
     bpftrace           # a peer of make bench: uprobes
     python3-bpfcc      # a peer of make bench: bcc's ring buffer
-    prometheus         # promtool judges the text exposition; Debian starts the server, the tests do not use it
+    prometheus         # promtool judges the text exposition, and the tests of the Collector tiers run a server of their own
     bpftool            # to look at loaded programs and maps; in linux-tools on Ubuntu
 )
 # Not installed, because Debian would start it as a service that listens on the network: unpacked into the cache.

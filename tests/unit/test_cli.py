@@ -30,7 +30,7 @@ COMMANDS = (
     "catalog",
     "version",
 )
-SOURCES = ("infiniband", "verbs", "rdma_netlink", "nvml")
+SOURCES = ("infiniband", "verbs", "rdma_netlink")
 NO_UPLINK = tuple(f"export.otlp.{signal}.enabled=false" for signal in ("metrics", "traces", "logs"))
 
 has_rdma = pytest.mark.skipif(

@@ -52,17 +52,17 @@ def tables(records: dict[str, Any]) -> str:
     lines = [_row("kernel", "release", *ABOUT.values()), _row(*["---"] * (len(ABOUT) + 2))]
     for kernel, record in records.items():
         lines.append(_row(kernel, record["release"], *(_yes(record["about"][name]) for name in ABOUT)))
-    lines += ["", _row("kernel", "level", "hooked by", *GIVES.values()), _row(*["---"] * (len(GIVES) + 3))]
+    lines += ["", _row("kernel", "level", "hooks", *GIVES.values()), _row(*["---"] * (len(GIVES) + 3))]
     reasons: list[str] = []
     for kernel, record in records.items():
+        for level, reason in record["refused"].items():
+            if reason not in reasons:
+                reasons.append(reason)
+            note = f"refused [{reasons.index(reason) + 1}]"
+            lines.append(_row(kernel, level, note, *[""] * len(GIVES)))
         for level, seen in record["levels"].items():
-            mark = ""
-            if refused := seen.get("refused"):
-                if refused not in reasons:
-                    reasons.append(refused)
-                mark = f" [{reasons.index(refused) + 1}]"
-            hooked = (seen["hooked"] or "not") + mark
-            lines.append(_row(kernel, level, hooked, *(_yes(name not in seen["missing"]) for name in GIVES)))
+            gives = (_yes(name not in seen["missing"]) for name in GIVES)
+            lines.append(_row(kernel, level, seen["hooked"] or "none", *gives))
     if reasons:
         lines += ["", *(f"[{number}] `{reason}`  " for number, reason in enumerate(reasons, 1))]
     return "\n".join(lines) + "\n"

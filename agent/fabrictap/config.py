@@ -89,6 +89,12 @@ class Verbs(Section):
     interval: Duration = Duration(1.0)
     #: How the control path is hooked; ``auto`` takes the first of fexit, kprobe, syscall that works.
     control: Literal["auto", "fexit", "kprobe", "syscall", "off"] = "auto"
+    #: Who describes the kernel's structures: the kernel itself (libbpf reads its BTF), or its headers,
+    #: compiled by bcc's library; ``auto``: bcc where the kernel has no BTF.
+    loader: Literal["auto", "libbpf", "bcc"] = "auto"
+    #: For bcc: a directory as /lib/modules/RELEASE, or a file that fabrictap.sources.verbs.headers printed
+    #: elsewhere with the headers of this kernel; the running kernel's directory without.
+    kernel_headers: str | None = None
     #: Whether posts are counted by uprobes in the provider libraries (about 1 us of the poster's CPU each).
     data: Literal["full", "off"] = "full"
     #: What becomes of work requests that the provider refuses (a full queue): counted like the others, or

@@ -5,6 +5,7 @@
 #   kernel.sh 6.1.0-56-amd64         this one
 #   kernel.sh --suite bullseye       the default kernel of another Debian suite of the same archive
 #   kernel.sh --suite bullseye 5.10.0-32-amd64
+#   kernel.sh --headers 5.10.0-32-amd64    the headers of a kernel that is here: DIR/lib/modules/VERSION/{build,source}
 #
 # Prints the directory: DIR/boot/vmlinuz-VERSION, DIR/lib/modules/VERSION; VERSION is DIR's last part.
 # What was fetched once is found again without network and without apt.
@@ -15,6 +16,11 @@ die() { say "$@"; exit 1; }
 # What no package that could be installed here would change.
 unobtainable() { say "$@"; exit 3; }
 
+headers=
+if [[ ${1:-} == --headers ]]; then
+    headers=${2:?--headers needs the version of a kernel that is here}
+    set -- # its suite is in the file beside it
+fi
 suite=
 if [[ ${1:-} == --suite ]]; then
     suite=${2:?--suite needs the name of a Debian suite, for example bullseye}
@@ -26,6 +32,16 @@ store=$cache/kernel
 # Which version "the default" was when it was last looked up, so that a machine without network starts too.
 default=$store/default${suite:+-$suite}
 
+if [[ $headers ]]; then
+    set -- "$headers"
+    version=$headers
+    suite=$(cat "$store/$version/suite" 2>/dev/null || true)
+    if [[ -d $store/headers-$version ]]; then
+        printf '%s\n' "$store/headers-$version"
+        exit 0
+    fi
+fi
+
 complete() { [[ -s $store/$1/boot/vmlinuz-$1 && -s $store/$1/lib/modules/$1/modules.dep ]]; }
 
 found() {
@@ -34,7 +50,7 @@ found() {
 }
 
 [[ -z $version && -s $default ]] && version=$(<"$default")
-[[ -n $version ]] && complete "$version" && found "$version"
+[[ -n $version && ! $headers ]] && complete "$version" && found "$version"
 
 for tool in apt-get apt-cache dpkg-deb; do
     command -v "$tool" >/dev/null || die "$tool not found: this needs Debian or Ubuntu;" \
@@ -47,7 +63,7 @@ command -v depmod >/dev/null || die "depmod not found: apt-get install kmod"
 mkdir -p "$store"
 exec 9>"$store/.lock"
 flock 9 # two test runs at once: the second waits and finds the first one's result
-[[ -n $version ]] && complete "$version" && found "$version"
+[[ -n $version && ! $headers ]] && complete "$version" && found "$version"
 
 # apt's own download user cannot write into a private cache directory.
 options=(-o "APT::Sandbox::User=$(id -un)")
@@ -96,6 +112,21 @@ work=$(mktemp -d "$store/.unpack-XXXXXX")
 trap 'rm -rf "$work"' EXIT
 mkdir "$work/deb" "$work/tree"
 packages=("linux-image-$version")
+if [[ $headers ]]; then
+    packages=("linux-headers-$version" "linux-headers-${version%-*}-common")
+    say "fetching ${packages[*]}"
+    (cd "$work/deb" && apt-get "${options[@]}" -qq download "${packages[@]}" >&2) ||
+        die "apt-get download ${packages[*]} failed: no network, or an old package index"
+    for package in "$work"/deb/*.deb; do dpkg-deb -x "$package" "$work/tree"; done
+    # Where Debian has them apart: the generated ones and those of all architectures.
+    mkdir -p "$work/tree/lib/modules/$version"
+    ln -sfn "../../../usr/src/linux-headers-$version" "$work/tree/lib/modules/$version/build"
+    ln -sfn "../../../usr/src/linux-headers-${version%-*}-common" "$work/tree/lib/modules/$version/source"
+    chmod -R u+rwX,go+rX "$work/tree"
+    mv "$work/tree" "$store/headers-$version"
+    printf '%s\n' "$store/headers-$version"
+    exit 0
+fi
 for extra in "linux-modules-$version" "linux-modules-extra-$version"; do # Ubuntu; rdma_rxe is in the last
     if apt-cache "${options[@]}" show "$extra" >/dev/null 2>&1; then packages+=("$extra"); fi
 done
@@ -115,6 +146,7 @@ find "$work/tree/lib/modules" -name 'rdma_rxe.ko*' | grep -q . || die "kernel $v
 depmod -b "$work/tree" "$version"
 chmod -R u+rwX,go+rX "$work/tree"
 
+[[ -z $suite ]] || printf '%s\n' "$suite" >"$work/tree/suite"
 rm -rf "${store:?}/$version"
 mv "$work/tree" "$store/$version"
 [[ ${1:-${FABRICTAP_KERNEL:-}} ]] || printf '%s\n' "$version" >"$default"

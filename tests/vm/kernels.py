@@ -12,6 +12,7 @@ import sys
 from collections.abc import Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from kernel_table import GIVES
@@ -20,35 +21,57 @@ from vm.agent import Agent
 from vm.harness import Machine, Process
 from vm.traffic import ADDRESSES, Traffic, listen, perftest
 
-#: Level -> what is set for it beside the defaults.
-LEVELS: dict[str, tuple[str, ...]] = {
-    "auto": (),
-    "fexit": ("sources.verbs.control=fexit",),
-    "kprobe": ("sources.verbs.control=kprobe",),
-    "syscall": ("sources.verbs.control=syscall",),
-    "netlink": ("sources.verbs.control=off",),
-}
+#: How the control path can be hooked, best first; the last is what is left without.
+LEVELS = ("fexit", "kprobe", "syscall", "netlink")
+#: What is not looked at here, off: several agents share an emulated machine.
+_QUIET = (
+    "sources.rdma_netlink.interval=1s", "sources.infiniband.enabled=false", "sources.nvml.enabled=false",
+    "sources.dcgm.enabled=off", "sources.kubelet.enabled=off",
+)  # fmt: skip
 ENDLESS = ("ibv_rc_pingpong", "-e", "-n", "10000000", "-s", "1024")
 COUNT, SIZE = 50, 4096
 #: What is there for as long as a process has it.
 OF_PROCESSES = ("rdma.qp.status", "rdma.verbs.operations", "rdma.memory_region.size", "rdma.context.count")
 _ABOUT = """
-import json
+import json, sys
+from pathlib import Path
 from fabrictap.ext.bpf import has_bpf_loop, has_uprobe_multi
 from fabrictap.sources.verbs import probes, returns
-print(json.dumps({
+refused = {}
+for level in probes.LEVELS:
+    try:
+        probes.load_control(level, 1 << 16).close()
+    except probes.ProbesUnavailable as error:
+        refused[level] = str(error)
+print(json.dumps([{
     "types": Path("/sys/kernel/btf/vmlinux").exists(),
     "module_types": Path("/sys/kernel/btf/ib_core").exists(),
     "bpf_loop": has_bpf_loop(),
     "uprobe_multi": has_uprobe_multi(),
     "return_probes": returns.safe(str(probes._OBJECTS / "verbs_data.bpf.o")),
-}))
+}, refused]))
 """
 
 
-def about(machine: Machine) -> dict[str, bool]:
-    """What the kernel has that matters, as the agent asks it."""
-    return dict(json.loads(machine.run([sys.executable, "-c", _ABOUT], timeout=60).check().stdout))
+def about(machine: Machine) -> tuple[dict[str, bool], dict[str, str]]:
+    """What the kernel has that matters, as the agent asks it; and why it refuses the levels that it does."""
+    has, refused = json.loads(machine.run([sys.executable, "-c", _ABOUT], timeout=180).check().stdout)
+    return has, refused
+
+
+def settings(refused: Mapping[str, str], headers: Path | None) -> dict[str, tuple[str, ...]]:
+    """Level -> what its agent is told. The best is what the agent takes by itself; a refused one has none.
+
+    ``headers``: what bcc's compiler said of this kernel, for the level of that name.
+    """
+    found: dict[str, tuple[str, ...]] = {}
+    for level in LEVELS:
+        if level not in refused:
+            chosen = {"netlink": "off"}.get(level, level)
+            found[level] = (f"sources.verbs.control={chosen}",) if found else ()
+    if headers is not None:
+        found["bcc"] = ("sources.verbs.loader=bcc", f"sources.verbs.kernel_headers={headers}")
+    return found
 
 
 @dataclass
@@ -62,23 +85,17 @@ class Seen:
 
     def row(self) -> dict[str, Any]:
         """What is recorded of it."""
-        row: dict[str, Any] = {
-            "hooked": self.hooked,
-            "missing": [name for name in GIVES if name not in self.gives],
-        }
-        if refused := _refusal(self.agent.log):
-            row["refused"] = refused
-        return row
+        return {"hooked": self.hooked, "missing": [name for name in GIVES if name not in self.gives]}
 
 
 class Scenario:
     """Use as a context; :meth:`play` once."""
 
-    def __init__(self, machine: Machine, levels: Mapping[str, tuple[str, ...]] = LEVELS) -> None:
+    def __init__(self, machine: Machine, levels: Mapping[str, tuple[str, ...]]) -> None:
         self.machine = machine
         self.seen = {
-            level: Seen(Agent(machine, f"kernel-{level}", "sources.rdma_netlink.interval=1s", *settings))
-            for level, settings in levels.items()
+            level: Seen(Agent(machine, f"kernel-{level}", *_QUIET, *chosen))
+            for level, chosen in levels.items()
         }
         self._ending = ExitStack()
 
@@ -92,12 +109,11 @@ class Scenario:
         """What each level saw, once all of it was exported."""
         older_server, older = self._endless(*ENDLESS)
         agents = [seen.agent for seen in self.seen.values()]
-        for agent in agents:
+        for agent in agents:  # one after the other: each has limits of its own for what it does at first
             agent.launch()
             assert agent.process is not None
             self._ending.callback(agent.process.kill)
-        for agent in agents:
-            agent.until_watching(timeout=240)
+            agent.until_watching(timeout=180)
             self.machine.wait_for(lambda a=agent: _watches_connection_manager(a), 120, "no export")
         written = perftest(self.machine, "ib_write_bw", "-n", str(COUNT), "-s", str(SIZE))
         read = perftest(self.machine, "ib_read_bw", "-n", str(COUNT), "-s", str(SIZE))
@@ -193,12 +209,3 @@ def _memory(exported: Reader, pid: int) -> bool:
 def _older(exported: Reader, pid: int, *, peer: bool) -> bool:
     status = [point for point in exported.now("rdma.qp.status", pid=pid) if point.value]
     return any(not peer or p.get("rdma.peer.gid") == f"::ffff:{ADDRESSES['rxe0']}" for p in status)
-
-
-def _refusal(log: str) -> str | None:
-    """Why the control path is not hooked, as the agent says it."""
-    for line in log.splitlines():
-        _, found, reason = line.partition("control path: ")
-        if found:
-            return reason.partition(": connections are known")[0]
-    return None

@@ -15,6 +15,9 @@ from typing import Any
 
 RECORD = Path(__file__).parent / "vm" / "kernels.json"
 
+#: The level of a machine without RDMA, on which a stand-in of a provider posts and counts for itself.
+STAND_IN = "stand-in"
+
 #: What an agent can give, in the order of the table: name -> heading.
 GIVES = {
     "posts": "posts",

@@ -107,6 +107,16 @@ class Verbs(Section):
     post_memory: Size = Size(64 << 20)
 
 
+class ProcessCounters(Section):
+    """What the hardware counts for each process by itself (mlx5), bound by the kernel to new queue pairs."""
+
+    enabled: bool = False
+    interval: Duration = Duration(10.0)
+    #: Where it is remembered on which ports it was turned on, so that it is turned off again also after a
+    #: crash; a reboot must empty it.
+    state: str = "/run/fabrictap/process-counters.json"
+
+
 class Nvml(Section):
     enabled: bool = True
     #: The driver's library, a name that the loader finds or a path.
@@ -172,6 +182,7 @@ class Sources(Section):
     infiniband: Infiniband = msgspec.field(default_factory=Infiniband)
     rdma_netlink: RdmaNetlink = msgspec.field(default_factory=RdmaNetlink)
     verbs: Verbs = msgspec.field(default_factory=Verbs)
+    process_counters: ProcessCounters = msgspec.field(default_factory=ProcessCounters)
     nvml: Nvml = msgspec.field(default_factory=Nvml)
     dcgm: Dcgm = msgspec.field(default_factory=Dcgm)
     kubelet: Kubelet = msgspec.field(default_factory=Kubelet)
@@ -397,7 +408,8 @@ def _simulate(config: Config, given: Collection[str]) -> None:
     ``given``: the keys that somebody has set.
     """
     sources = config.sources
-    for source in (sources.infiniband, sources.rdma_netlink, sources.verbs, sources.nvml):
+    real = (sources.infiniband, sources.rdma_netlink, sources.verbs, sources.process_counters, sources.nvml)
+    for source in real:
         source.enabled = False
     sources.dcgm.enabled = "off"
     sources.kubelet.enabled = "off"
@@ -633,6 +645,7 @@ def _check(config: Config) -> None:
         ("sources.infiniband.interval", sources.infiniband.interval, 0.01),
         ("sources.rdma_netlink.interval", sources.rdma_netlink.interval, 0.1),
         ("sources.verbs.interval", sources.verbs.interval, 0.01),
+        ("sources.process_counters.interval", sources.process_counters.interval, 0.1),
         ("sources.nvml.interval", sources.nvml.interval, 0.1),
         ("sources.nvml.process_interval", sources.nvml.process_interval, 1.0),
         ("sources.dcgm.interval", sources.dcgm.interval, 0.1),

@@ -129,7 +129,7 @@ class RdmaNetlink:
         found = {}
         for tid in tids:
             if tid is not None:
-                pid = _process_of(tid)
+                pid = process_of(tid)
                 found[tid] = self._process(pid, self._processes.get(tid))
         self._processes = found
         return found
@@ -161,7 +161,7 @@ class RdmaNetlink:
         self.errors[word] = self.errors.get(word, 0) + 1
 
 
-def _process_of(tid: int) -> int:
+def process_of(tid: int) -> int:
     """The process that a thread belongs to; the thread's own id where it cannot be read any more."""
     try:
         for line in Path(f"/proc/{tid}/status").read_text(encoding="utf-8", errors="replace").splitlines():

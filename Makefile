@@ -30,7 +30,7 @@ endif
 
 BUILD_INPUTS := setup.py pyproject.toml $(shell find probes ext -type f \( -name '*.bpf.c' -o -name '*.h' -o -name '*.pyx' -o -name '*.pxd' -o -name 'fold.c' \) 2>/dev/null)
 
-.PHONY: help setup packages demo run test collector kube manifests lint format bench vm clean
+.PHONY: help setup packages demo run test collector kube manifests dashboards pictures lint format bench vm clean
 
 help: ## this list
 	@echo 'make TARGET [VARIABLE=value ...]'
@@ -79,6 +79,13 @@ bench: setup ## measurements against peers: all, or a part as in make bench B=co
 
 vm: setup ## a shell in the VM with its two RDMA devices; make vm SCRIPT=path runs a script there
 	@$(BIN)/python tests/vm/shell.py $(SCRIPT) $(ARGS)
+
+dashboards: setup ## packaging/grafana/dashboards from the catalog and packaging/grafana/dashboards_as_code
+	@PYTHONPATH=packaging/grafana $(BIN)/python -m dashboards_as_code
+
+pictures: setup ## docs/pictures, drawn by a browser from simulated nodes and a recording (needs pngquant)
+	@tests/e2e/collector/build.sh >/dev/null
+	@PICTURES=yes REQUIRE=all $(BIN)/python -m pytest tests/e2e/test_dashboards.py -q -k pictures
 
 clean: ## remove what was built; downloads stay in the cache (FABRICTAP_CACHE)
 	rm -rf build dist $(VENV) .mypy_cache .ruff_cache .pytest_cache agent/*.egg-info

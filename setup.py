@@ -119,6 +119,7 @@ _DECLARATIONS = [
     *(ROOT / "ext").glob("*.h"),
     *(ROOT / "ext").glob("*.pxd"),
     ROOT / "probes" / "include" / "records.h",
+    ROOT / "probes" / "include" / "verbs_abi.h",
 ]
 
 
@@ -144,6 +145,7 @@ setup(
             extension("traces", []),
             extension("ring", ["m"]),
             extension("points", []),
+            extension("calls", []),
             extension("nvml", []),
             extension("dcgm", ["dl"]),
             extension("connections", []),
@@ -152,6 +154,7 @@ setup(
             extension("regions", []),
             extension("layout", []),
             extension("exposition", ["m"]),
+            extension("calibrate", []),
         ],
         include_path=["ext", str(declarations())],
         build_dir="build/cython",

@@ -334,6 +334,19 @@ cdef class Object:
             raise BpfError(f"attach {name} at {path}+{offset:#x}", c_errno.errno, tuple(_said))
         return _link(link, self)
 
+    def run_time(self, str name):
+        """(nanoseconds, runs) of a loaded program, as far as the kernel keeps such statistics, which it does
+        where kernel.bpf_stats_enabled is set; cumulative. Raises BpfError."""
+        cdef libbpf.bpf_prog_info info
+        cdef uint32_t size = sizeof(info)
+        memset(&info, 0, sizeof(info))
+        cdef int error = libbpf.bpf_obj_get_info_by_fd(
+            libbpf.bpf_program__fd(self._program(name)), &info, &size
+        )
+        if error:
+            raise BpfError(f"statistics of {name}", -error)
+        return info.run_time_ns, info.run_cnt
+
     def map(self, str name):
         """The map ``name``. After load."""
         if not self.loaded and self._map(name) is not NULL:
@@ -415,6 +428,16 @@ cdef class Map:
         if libbpf.bpf_map_lookup_elem(self._fd, <const char *>key, data):
             return None
         return bytes(value)
+
+    def set(self, bytes key, bytes value):
+        """Add or replace the value of ``key``, of a map that is not per-CPU. Raises BpfError."""
+        cdef int error
+        self._check(key)
+        if self.cpus != 1 or len(value) != <Py_ssize_t>self.value_size:
+            raise ValueError(f"a value has {self.value_size} bytes, got {len(value)}")
+        error = libbpf.bpf_map_update_elem(self._fd, <const char *>key, <const char *>value, 0)
+        if error:
+            raise BpfError("write map", -error)
 
     def delete(self, bytes key):
         """Remove ``key``; False if it was not there."""

@@ -36,7 +36,7 @@ class Attribute:
     """One attribute key. ``values`` lists the closed set of values where there is one."""
 
     name: str
-    type: type[str] | type[int] | type[bool]
+    type: type[str] | type[int] | type[float] | type[bool]
     meaning: str
     values: tuple[str, ...] = ()
 
@@ -380,10 +380,18 @@ COVERAGE = Attribute(
     "fabrictap.coverage",
     str,
     "exact: every post since the queue pair was made; since: posts from fabrictap.coverage.since on; "
-    "control_only: posts of this process cannot be seen, the connection is known from the kernel",
-    ("exact", "since", "control_only"),
+    "estimated: posts in a part of the time, because counting all of them would have cost the process more "
+    "than sources.verbs.budget allows; what was counted stands as it is, nothing is scaled up; control_only: "
+    "posts of this process cannot be seen, the connection is known from the kernel",
+    ("exact", "since", "estimated", "control_only"),
 )
 COVERAGE_SINCE = Attribute("fabrictap.coverage.since", str, "Start of the observation, RFC 3339, UTC")
+COVERAGE_FRACTION = Attribute(
+    "fabrictap.coverage.fraction",
+    float,
+    "Where the coverage is estimated: the share of the connection's time, since fabrictap.coverage.since "
+    "where that is there, in which its posts were counted. Without figures where it is 0",
+)
 ORIGIN = Attribute(
     "fabrictap.origin",
     str,
@@ -395,6 +403,26 @@ DETECTOR = Attribute("fabrictap.detector", str, "A detector of the agent, as in 
 PROBE = Attribute("fabrictap.probe", str, "A BPF program of the agent")
 PROBE_METHOD = Attribute(
     "fabrictap.probe.method", str, "How it is attached", ("fexit", "kprobe", "tracepoint", "uprobe", "none")
+)
+PROBE_ENTRY = Attribute(
+    "fabrictap.probe.entry",
+    str,
+    "What the kernel does with the instruction that the probe replaces: emulates it, or single-steps it",
+    ("emulated", "stepped"),
+)
+BUDGET_STATE = Attribute(
+    "fabrictap.budget.state",
+    str,
+    "full: all posts of the process are counted; reduced: in a part of the time; detached: for a moment now "
+    "and then, to see whether its rate has fallen; off: the configuration says that they are not",
+    ("full", "reduced", "detached", "off"),
+)
+BUDGET_DECISION = Attribute(
+    "fabrictap.budget.decision",
+    str,
+    "reduced, detached: a process was let go, for a time; window: it is counted again, to see what it "
+    "costs; restored: it is counted in full again",
+    ("reduced", "detached", "window", "restored"),
 )
 LOSS = Attribute(
     "fabrictap.loss.reason",
@@ -652,14 +680,16 @@ PORT_DARK = Metric(
     "By",
     "Dark traffic: payload that the port surely moved and that no post seen on this node explains, such as "
     "memory that a peer pulls out with RDMA READ; posts that go unseen (kernel users, coverage control_only) "
-    "are in it. Headers are taken off at their longest",
+    "are in it, but none while posts of a process are counted in a part of the time: that is uncertain then. "
+    "Headers are taken off at their longest",
     (HW_ID, HW_PARENT, IO_DIRECTION),
 )
 PORT_UNCERTAIN = Metric(
     "rdma.port.uncertain.io",
     Kind.COUNTER,
     "By",
-    "Bytes of the port that may be headers, other traffic of its interface, or payload that nobody asked for",
+    "Bytes of the port that may be headers, other traffic of its interface, payload of processes whose posts "
+    "are counted in a part of the time, or payload that nobody asked for",
     (HW_ID, HW_PARENT, IO_DIRECTION),
 )
 
@@ -1038,6 +1068,65 @@ PROBE_ATTACHED = Metric(
     "Attachments of each BPF program; 0 where it could not be attached",
     (PROBE, PROBE_METHOD),
 )
+PROBE_HITS = Metric(
+    "fabrictap.probe.hits",
+    Kind.COUNTER,
+    "{hit}",
+    "How often probes of the data path stopped the process; of a long chain of requests every eighth counts "
+    "besides. Only where there is a budget, as are the next six",
+    _PROCESS,
+)
+PROBE_COST = Metric(
+    "fabrictap.probe.cost",
+    Kind.COUNTER,
+    "s",
+    "CPU time that these took from the process: hits times what one was measured to cost on this machine",
+    _PROCESS,
+)
+PROBE_HIT_COST = Metric(
+    "fabrictap.probe.hit.cost",
+    Kind.GAUGE,
+    "s",
+    "CPU time of one hit, measured at the start and every ten minutes at a function of the agent's own",
+    (PROBE_ENTRY,),
+)
+PROBE_RUN_TIME = Metric(
+    "fabrictap.probe.run.time",
+    Kind.COUNTER,
+    "s",
+    "Run time of each program of the data path by the kernel's own statistics, without the trap into it; "
+    "only where kernel.bpf_stats_enabled is set",
+    (PROBE,),
+)
+BUDGET_USED = Metric(
+    "fabrictap.budget.used",
+    Kind.GAUGE,
+    "{cpu}",
+    "Cores that probes of the data path take on this node now; the limit is sources.verbs.budget.node",
+    (),
+)
+BUDGET_PROCESSES = Metric(
+    "fabrictap.budget.processes",
+    Kind.UPDOWNCOUNTER,
+    "{process}",
+    "Processes that use RDMA, by how their posts are counted",
+    (BUDGET_STATE,),
+)
+BUDGET_DECISIONS = Metric(
+    "fabrictap.budget.decisions",
+    Kind.COUNTER,
+    "{decision}",
+    "What was decided of processes, to keep within the budget",
+    (BUDGET_DECISION,),
+)
+COVERAGE_RATIO = Metric(
+    "fabrictap.coverage.ratio",
+    Kind.GAUGE,
+    "1",
+    "Share of the time since the agent met the process in which its posts were counted; absent where that is "
+    "all of it. Of several processes in one series the least",
+    _PROCESS,
+)
 METRIC_AVAILABLE = Metric(
     "fabrictap.gpu.metric.available",
     Kind.UPDOWNCOUNTER,
@@ -1211,6 +1300,7 @@ _FLOW = (
     *_PROCESS,
     COVERAGE,
     COVERAGE_SINCE,
+    COVERAGE_FRACTION,
 )
 FLOW_SPAN = Span(
     "rdma.flow",
@@ -1396,6 +1486,18 @@ MR_REGISTERED = Event("rdma.memory_region.registered", 9, "Memory was registered
 MR_DEREGISTERED = Event("rdma.memory_region.deregistered", 9, "A memory region is no more; value: bytes")
 CONTEXT_OPENED = Event("rdma.context.opened", 9, "A process opened an RDMA device")
 CONTEXT_CLOSED = Event("rdma.context.closed", 9, "A process closed an RDMA device")
+BUDGET_REDUCED = Event(
+    "fabrictap.budget.reduced",
+    9,
+    "Posts of a process are counted in a part of the time, for its probes cost it more than the budget "
+    "allows; value: hits in a second",
+)
+BUDGET_DETACHED = Event(
+    "fabrictap.budget.detached",
+    13,
+    "Posts of a process are counted for moments only; value: hits in a second",
+)
+BUDGET_RESTORED = Event("fabrictap.budget.restored", 9, "Posts of a process are counted in full again")
 PROCESS_EXITED = Event("process.exited", 9, "A process that used RDMA ended")
 FINDING_RAISED = Event(
     "fabrictap.finding.raised",

@@ -143,7 +143,7 @@ def _parser() -> argparse.ArgumentParser:
         ("peer", "the peer's ADDRESS or ADDRESS/QPN"),
         ("state", "the state: init, rtr, rts, err ..."),
         ("type", "the transport: rc, ud ..."),
-        ("coverage", "exact, since or control_only"),
+        ("coverage", "exact, since, estimated or control_only"),
     ):
         flows.add_argument(f"--{name}", metavar="PATTERN", help=f"{what}, a shell pattern")
     flows.add_argument(

@@ -84,6 +84,24 @@ class RdmaNetlink(Section):
     interval: Duration = Duration(10.0)
 
 
+class WorkloadData(Section):
+    """How posts of the workloads that match are counted. The first rule that matches a process is its."""
+
+    #: Attribute of the process -> shell pattern, as in k8s.namespace.name: train-*; all must match.
+    match: dict[str, str] = {}
+    data: Literal["off", "budget", "full"] = "budget"
+
+
+class VerbsBudget(Section):
+    """What counting posts may cost those who post. See docs/operator.md, Budget."""
+
+    #: Of one process, as a share of the CPU time that it uses itself.
+    process: float = 0.01
+    #: Of the node, in cores, all processes together that are not counted in full by a rule.
+    node: float = 0.01
+    workloads: list[WorkloadData] = []
+
+
 class Verbs(Section):
     enabled: bool = True
     interval: Duration = Duration(1.0)
@@ -95,8 +113,10 @@ class Verbs(Section):
     #: For bcc: a directory as /lib/modules/RELEASE, or a file that fabrictap.sources.verbs.headers printed
     #: elsewhere with the headers of this kernel; the running kernel's directory without.
     kernel_headers: str | None = None
-    #: Whether posts are counted by uprobes in the provider libraries (about 1 us of the poster's CPU each).
-    data: Literal["full", "off"] = "full"
+    #: Whether posts are counted by uprobes in the provider libraries (about 1 us of the poster's CPU each):
+    #: all of them, as many as ``budget`` allows, or none.
+    data: Literal["budget", "full", "off"] = "budget"
+    budget: VerbsBudget = msgspec.field(default_factory=VerbsBudget)
     #: What becomes of work requests that the provider refuses (a full queue): counted like the others, or
     #: subtracted, for which each post is stopped on its return too (twice the cost).
     refused: Literal["count", "subtract"] = "count"
@@ -671,6 +691,7 @@ def _check(config: Config) -> None:
     _check_ring(config)
     _check_findings(config)
     _check_dcgm(sources.dcgm)
+    _check_budget(sources.verbs)
     size = sources.verbs.event_buffer
     if not 4096 <= size <= 1 << 30 or size & (size - 1):
         raise ConfigError(
@@ -749,6 +770,29 @@ def _check_policy(policy: Policy) -> None:
             raise ConfigError(f"{where} has no match and so is for all: the rules behind it are never used")
     if policy.tenant_by is not None:
         _check_attribute("policy.tenant_by", policy.tenant_by, known)
+
+
+def _check_budget(verbs: Verbs) -> None:
+    where = "sources.verbs.budget"
+    for key, most in (("process", 1.0), ("node", 1024.0)):
+        if not 0.0001 <= getattr(verbs.budget, key) <= most:
+            raise ConfigError(
+                f"{where}.{key}: expected from 0.0001 to {most:g}, got {getattr(verbs.budget, key):g}"
+            )
+    rules = verbs.budget.workloads
+    if rules and verbs.data == "off":
+        raise ConfigError(
+            f"{where}.workloads: nothing is counted for anybody while sources.verbs.data is off"
+        )
+    known = {attribute.name for attribute in catalog.PROCESS_IDENTITY}
+    for number, rule in enumerate(rules):
+        for name in rule.match:
+            _check_attribute(f"{where}.workloads[{number}].match", name, known)
+        if rule.match == {} and number < len(rules) - 1:
+            raise ConfigError(
+                f"{where}.workloads[{number}] has no match and so is for all: "
+                "the rules behind it are never used"
+            )
 
 
 def _check_attribute(key: str, name: str, known: set[str]) -> None:

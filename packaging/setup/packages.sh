@@ -36,7 +36,10 @@ required=(
 optional=(
     bpftrace           # a peer of make bench: uprobes
     python3-bpfcc      # a peer of make bench: bcc's ring buffer
-    prometheus         # promtool judges the text exposition, and the tests of the Collector tiers run a server of their own
+    prometheus         # runs the queries of dashboards and rules, judges the text exposition; tests start one of their own
+    chromium-headless-shell # draws dashboards; Ubuntu has another Chromium
+    fonts-dejavu-core  # the letters that it draws
+    pngquant           # makes the pictures of docs/ small
     bpftool            # to look at loaded programs and maps; in linux-tools on Ubuntu
 )
 # Not installed, because Debian would start it as a service that listens on the network: unpacked into the cache.

@@ -10,6 +10,7 @@
 
 #include "common.h"
 #include "verbs_abi.h"
+#include "verbs_meter.h"
 
 #define SGE_BATCH 4	/* more would not fit the 512 bytes of stack */
 #define MAX_SGE 64		/* providers allow up to 32 */
@@ -192,8 +193,10 @@ static __always_inline int enter(__u64 function, __u64 queue, __u64 wr, __u64 ba
 {
 	struct ft_call_key key = { .thread = bpf_get_current_pid_tgid(), .function = function };
 	struct call made = { .queue = queue, .wr = wr, .bad_wr = bad_wr };
-	struct call *call = bpf_map_lookup_elem(&calls, &key);
+	struct call *call;
 
+	meter(1);
+	call = bpf_map_lookup_elem(&calls, &key);
 	if (call)
 		*call = made;
 	else if (bpf_map_update_elem(&calls, &key, &made, BPF_ANY))

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from bench import (
     agent,
+    budget,
     counters,
     detectors,
     export,
@@ -24,6 +25,7 @@ from bench.result import Result, table, write
 
 PARTS: dict[str, Callable[[], list[Result]]] = {
     "uprobe": uprobe.measure,
+    "budget": budget.measure,
     "counters": counters.measure,
     "infiniband": infiniband.measure,
     "ringbuffer": ringbuffer.measure,

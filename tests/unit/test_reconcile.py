@@ -300,3 +300,18 @@ def test_whatever_happens_dark_is_never_more_than_what_nobody_asked_for_and_neve
             last = dark
         # Where a message was cut into several requests, their headers beyond the first are not known.
         assert last <= stolen + 16 * 2 * 300
+
+
+def test_what_nobody_explains_is_uncertain_while_posts_go_uncounted():
+    port = Port()
+    port.ledger.traffic.partial_ns[PORT] = port.now
+    port.move("transmit", 1 << 20)
+    port.tick()
+    assert port.balance("transmit").dark == 0
+    assert port.balance("transmit").uncertain >= 1 << 20
+    for _ in range(4):
+        port.tick()
+    port.move("transmit", 1 << 20)
+    for _ in range(2):
+        port.tick()
+    assert port.balance("transmit").dark > 0.9 * (1 << 20)

@@ -17,7 +17,9 @@ class Agent:
     ``launch`` and ``until_watching`` are its two halves, for several agents that start side by side.
     """
 
-    def __init__(self, machine: Machine, name: str, *settings: str, device: str = "*") -> None:
+    def __init__(
+        self, machine: Machine, name: str, *settings: str, device: str = "*", config: Path | None = None
+    ) -> None:
         self.machine = machine
         self.name = name
         self.exported = Reader(machine.share / f"{name}.jsonl")
@@ -30,8 +32,11 @@ class Agent:
             "export.otlp.traces.enabled=false",
             "export.otlp.logs.enabled=false",
             "state.path=none",
+            # An emulated processor makes probes so dear that the budget would let nearly everybody go.
+            "sources.verbs.data=full",
             *settings,
         )
+        self.config = config
         self.process: Process | None = None
 
     def start(self, *, wait_for: str = "source rdma_netlink delivers") -> Agent:
@@ -41,6 +46,8 @@ class Agent:
 
     def launch(self) -> None:
         argv: list[str | Path] = [PROGRAM, "run"]
+        if self.config is not None:
+            argv += ["--config", self.config]
         for setting in self.settings:
             argv += ["--set", setting]
         self.process = self.machine.start(argv)

@@ -13,6 +13,8 @@ For each port and direction, in every interval between two readings of the port'
 Posts are counted when they are posted, packets when they move; so all that was posted before a reading is
 taken off what the reading says, and dark is what two readings in a row do not explain: it never has to be
 taken back. What was posted and never moved (a queue pair in error) is written off once the port is quiet.
+While posts are counted in a part of the time only (sources.verbs.budget), what no post explains is uncertain,
+and not dark.
 """
 
 from __future__ import annotations
@@ -41,6 +43,8 @@ _SMALL = 256
 _RETRY_SHOWS = 2
 #: Readings without a packet after which what was posted and did not move is written off.
 _QUIET = 5
+#: For how long after posts went unseen a port may move what they asked for.
+_LATER_NS = 2 * 10**9
 #: What may always be posted and still on its way.
 _ON_ITS_WAY = 16 << 20
 #: A reading that waits longer than this for its posts has no other side: the posts are not being read.
@@ -162,6 +166,8 @@ class Reconciler:
             return
         if side.time_ns == reading.time_ns:
             return
+        # What was posted unseen may move a little later.
+        partial = self._ledger.traffic.partial_ns.get(hw_id, 0) >= side.time_ns - _LATER_NS
         side.time_ns = reading.time_ns
         size, packets = moved[0] - side.moved[0], moved[1] - side.moved[1]
         frames = None if moved[2] is None or side.moved[2] is None else moved[2] - side.moved[2]
@@ -188,7 +194,7 @@ class Reconciler:
         surplus = side.low - side.other - side.explained
         side.retrying = _RETRY_SHOWS if reading.retries > side.retries else max(0, side.retrying - 1)
         side.retries = reading.retries
-        if surplus > side.dark and side.retrying:
+        if surplus > side.dark and (side.retrying or partial):
             side.resent += surplus - side.dark
             side.explained += surplus - side.dark
             surplus = side.dark

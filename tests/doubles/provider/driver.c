@@ -18,6 +18,10 @@
  *   fail ERROR ACCEPTED            see provider.h; 0 0 ends it
  *   bad qp|wr|next|sge|list QP     one post with unreadable memory, which is not tallied
  *   time CALLS                     posts one request with one element to QP 0; answers CPU and wall nanoseconds
+ *   work MILLISECONDS SPINS        posts likewise for so long, and works so much after each post; answers how many
+ *                                  posts that were, and CPU and wall nanoseconds. They are not tallied
+ *   pace MILLISECONDS RATE         posts likewise, RATE times a second, and sleeps in between
+ *   begin work|pace ...            the same in a thread, the answer is that of ``finish``
  *   counts                         what was tallied since the start
  */
 #include <arpa/inet.h>
@@ -125,6 +129,48 @@ static void measure(uint32_t calls)
 	printf("{\"cpu\":%" PRIu64 ",\"wall\":%" PRIu64 "}\n", cpu, wall);
 }
 
+/* What is to be posted, and for how long. */
+struct job {
+	int paced;
+	uint32_t milliseconds, much;
+	uint64_t posts, cpu, wall;
+	pthread_t thread;
+};
+static struct job job;
+
+static void *run_job(void *argument)
+{
+	struct job *running = argument;
+	struct ibv_sge sge = { .addr = 4096, .length = 65536, .lkey = 1 };
+	struct ibv_send_wr wr = { .sg_list = &sge, .num_sge = 1, .opcode = IBV_WR_RDMA_WRITE }, *bad;
+	uint64_t cpu = nanoseconds(CLOCK_THREAD_CPUTIME_ID), wall = nanoseconds(CLOCK_MONOTONIC), now = wall;
+	uint64_t end = wall + running->milliseconds * 1000000ull;
+
+	running->posts = 0;
+	while (now < end) {
+		uint64_t due = running->paced ? (now - wall) * running->much / 1000000000u : running->posts + 256;
+
+		for (; running->posts < due; running->posts++) {
+			ibv_post_send(&world.qps[0].qp_base, &wr, &bad);
+			if (!running->paced)
+				for (volatile uint32_t i = 0; i < running->much; i++)
+					;
+		}
+		if (running->paced)
+			usleep(1000);
+		now = nanoseconds(CLOCK_MONOTONIC);
+	}
+	running->wall = nanoseconds(CLOCK_MONOTONIC) - wall;
+	running->cpu = nanoseconds(CLOCK_THREAD_CPUTIME_ID) - cpu;
+	return NULL;
+}
+
+static int print_job(void)
+{
+	return printf("{\"posts\":%" PRIu64 ",\"cpu\":%" PRIu64 ",\"wall\":%" PRIu64 "}\n", job.posts, job.cpu,
+		      job.wall);
+}
+
 static int make_handle(int global, unsigned int last)
 {
 	struct ibv_ah_attr attr = { .is_global = (uint8_t)global, .port_num = 1 };
@@ -199,6 +245,21 @@ static int obey(char *line)
 	} else if (sscanf(line, "time %u", &a) == 1) {
 		measure(a);
 		return 1;
+	} else if (sscanf(line, "work %u %u", &job.milliseconds, &job.much) == 2) {
+		job.paced = 0;
+		run_job(&job);
+		return print_job();
+	} else if (sscanf(line, "pace %u %u", &job.milliseconds, &job.much) == 2) {
+		job.paced = 1;
+		run_job(&job);
+		return print_job();
+	} else if (sscanf(line, "begin %63s %u %u", word, &job.milliseconds, &job.much) == 3) {
+		job.paced = !strcmp(word, "pace");
+		if (pthread_create(&job.thread, NULL, run_job, &job))
+			return 0;
+	} else if (!strcmp(line, "finish")) {
+		pthread_join(job.thread, NULL);
+		return print_job();
 	} else if (!strcmp(line, "counts")) {
 		tally_print(&total);
 		return 1;

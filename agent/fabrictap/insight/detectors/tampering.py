@@ -26,7 +26,8 @@ _LEAST, _GOOD, _FALLEN = 10, 0.9, 0.5
 #: Attached where libraries are used and taken off by the agent itself: what they miss is told by coverage.
 _COME_AND_GO = frozenset({"uprobe"})
 _KERNEL_METHODS = frozenset({"fexit", "kprobe"})
-_SEEN = frozenset({"exact", "since"})
+# What a budget costs is no tampering.
+_SEEN = frozenset({"exact", "since", "estimated"})
 
 
 class Tampering:

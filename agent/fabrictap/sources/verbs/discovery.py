@@ -126,7 +126,7 @@ class Discovery:
             file = self._from_memory(pid)
             if files is None:
                 files = [] if file is None else [file]
-        since = [file.since(DATA_PATH) for file in files]
+        since = [file.since(DATA_PATH, pid) for file in files]
         if not since or None in since:
             return None
         return max(moment for moment in since if moment is not None)

@@ -12,6 +12,7 @@ from fabrictap.ext.bpf import BpfError, KernelTypes, Link, Object, RingBuffer, h
 from fabrictap.ext.fold import KeyedFold
 from fabrictap.ext.records import LOSSES, POST_KEY_SIZE, POST_SIZE, RECORD_SIZE, sum_per_cpu
 from fabrictap.sources.verbs import returns as return_probes
+from fabrictap.sources.verbs.budget import WINDOW_SECONDS
 from fabrictap.sources.verbs.detach import Detaching
 from fabrictap.sources.verbs.kernel_types import HeaderTypes, TypesUnavailable
 from fabrictap.sources.verbs.providers import DATA_PATH, EXPORTED, EXTENDED, Place, entry
@@ -175,25 +176,28 @@ def load_data(
     bounded: bool = False,
     returns: bool | None = None,
     subtract: bool = True,
+    functions: Iterable[str] = (*DATA_PATH, *EXTENDED, *EXPORTED),
+    quota: int | None = None,
 ) -> Probes:
     """Load the data path; nothing is attached yet. Raises ProbesUnavailable.
 
     ``post_memory`` bounds the per-CPU map, which the kernel allocates at once. ``bounded`` takes the
     programs for kernels without bpf_loop on any kernel, ``returns=False`` those for kernels whose return
     probes are not safe (:mod:`returns`); otherwise that is tried. ``subtract``: posts are counted when they
-    return, without what the provider refused; else at the entry, which costs the poster half.
+    return, without what the provider refused; else at the entry, which costs the poster half. With a
+    ``quota`` each process is charged what it is hit (:mod:`meter`), and has that many hits in a window to
+    begin with.
     """
     path = str(_OBJECTS / "verbs_data.bpf.o")
     if returns is None:
         returns = return_probes.safe(path)
     bounded = bounded or not has_bpf_loop()
-    functions = (*DATA_PATH, *EXTENDED, *EXPORTED)
     kind = Kind(bounded, returns, subtract and returns)
     wanted = [program for name in functions for program, _ in kind.programs(name)]
     entries = max(16, min(MAX_POST_KEYS, post_memory // (POST_KEY_SIZE + POST_SIZE * possible_cpus())))
     try:
         probes = _load(
-            "verbs_data", wanted, "uprobe", event_buffer, configure=lambda o: _configure(o, entries)
+            "verbs_data", wanted, "uprobe", event_buffer, configure=lambda o: _configure(o, entries, quota)
         )
     except BpfError as error:
         raise ProbesUnavailable(str(error)) from None
@@ -201,17 +205,22 @@ def load_data(
     return probes
 
 
-def _configure(loading: Object, entries: int) -> None:
+def _configure(loading: Object, entries: int, quota: int | None) -> None:
     loading.resize("posts", entries)
+    if quota is not None:
+        loading.set_constant("metered", 1)
+        loading.set_constant("meter_quota", quota)
+        loading.set_constant("meter_window_ns", int(WINDOW_SECONDS * 1e9))
     loading.prefer_uprobe_multi()
 
 
 @dataclass(frozen=True, slots=True)
 class Attachment:
-    """One program at one instruction."""
+    """One program at one instruction, for one process, or for all where ``pid`` is 0."""
 
     program: str
     link: Link
+    pid: int = 0
 
 
 def attach_function(
@@ -232,7 +241,7 @@ def attach_function(
         for program, on_return in probes.kind.programs(name):
             # On return too: behind endbr64 the return address is still where the call put it.
             link = probes.object.attach_uprobe(program, path, start.offset, on_return, pid or -1)
-            made.append(Attachment(program, link))
+            made.append(Attachment(program, link, pid))
             probes.attached[program] = probes.attached.get(program, 0) + 1
     except BpfError as error:
         for link in detach(probes, made):

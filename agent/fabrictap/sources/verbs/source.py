@@ -10,6 +10,7 @@ from __future__ import annotations
 import errno
 import logging
 import time
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -32,15 +33,20 @@ from fabrictap.ext.records import (
     divide,
 )
 from fabrictap.ledger import Ledger
+from fabrictap.ledger.connections import Connection
 from fabrictap.ledger.processes import Process, host_pids
 from fabrictap.ledger.processes import read as read_process
-from fabrictap.series import SeriesTable
+from fabrictap.ledger.workloads.selector import matches
+from fabrictap.series import AttributeValue, SeriesTable
 from fabrictap.sources import SourceUnavailable
 from fabrictap.sources.verbs import kernel_types, providers
 from fabrictap.sources.verbs.attach import Attachments
+from fabrictap.sources.verbs.budget import Limits, Mode, first_quota
 from fabrictap.sources.verbs.connection_manager import ConnectionManagerFold
 from fabrictap.sources.verbs.control import ControlFold, ends_flows, unbinds
 from fabrictap.sources.verbs.discovery import Discovery
+from fabrictap.sources.verbs.duty import Duty
+from fabrictap.sources.verbs.estimates import Estimates
 from fabrictap.sources.verbs.posts import PostFold
 from fabrictap.sources.verbs.probes import (
     MAX_POST_KEYS,
@@ -112,6 +118,12 @@ class Verbs:
         self._contexts: Map | None = None
         self._devices: set[str] = set()
         self._discovery: Discovery | None = None
+        #: Whether anybody's posts are not to be counted at any cost.
+        self._budgeted = config.data == "budget" or bool(config.budget.workloads)
+        self._duty: Duty | None = None
+        self._estimates: Estimates | None = None
+        #: Those before the probes were loaded anew: what they export is to be ended.
+        self._former: Estimates | None = None
         #: The helper process: what it opened and made is not told.
         self._helper: int | None = None
         self._known: dict[int, int | None] = {}
@@ -130,14 +142,21 @@ class Verbs:
             raise SourceUnavailable(
                 "no RDMA device: ib_uverbs is not loaded (a driver such as mlx5_ib loads it)"
             )
-        if self._config.data != "off":
+        limits = Limits(self._config.budget.process, self._config.budget.node)
+        if self._budgeted and not self._host_pids:
+            self._trouble("data path", "the agent is in a pid namespace of its own: posts are not counted")
+        elif self._config.data != "off":
             try:
                 self._data = load_data(
                     self._config.post_memory,
                     self._config.event_buffer,
                     subtract=self._config.refused == "subtract",
+                    quota=first_quota(limits) if self._budgeted else None,
                 )
-                self._discovery = Discovery(Attachments(self._data, self.errors), self.errors)
+                attachments = Attachments(self._data, self.errors)
+                self._discovery = Discovery(attachments, self.errors)
+                if self._budgeted:
+                    self._duty = self._budget(self._data, attachments)
             except ProbesUnavailable as error:
                 self._trouble("data path", f"{error}: posts are not counted")
         if self._config.control != "off":
@@ -152,6 +171,8 @@ class Verbs:
         self._look_for_news()
         if self._discovery is not None:
             self._unresolved |= self._discovery.running()
+        if self._duty is not None:
+            self._duty.start()
         self._next_tick = time.monotonic() + self._config.interval
 
     def sample(self) -> Sample:
@@ -180,7 +201,23 @@ class Verbs:
         self._resolve(sample)
         return sample
 
+    def _budget(self, probes: Probes, attachments: Attachments) -> Duty:
+        limits = Limits(self._config.budget.process, self._config.budget.node)
+        duty = Duty(probes, attachments, limits, self._mode({}), self.errors)
+        self._estimates = Estimates(self._series, self._ledger, self._post_fold, duty, attachments.missed)
+        return duty
+
+    def _mode(self, identity: Mapping[str, AttributeValue]) -> Mode:
+        """How posts of a process are counted, as the configuration says."""
+        for rule in self._config.budget.workloads:
+            if matches(rule.match, identity):
+                return rule.data
+        return self._config.data
+
     def close(self) -> None:
+        if self._duty is not None:
+            self._duty.close()
+        self._former, self._duty, self._estimates = self._estimates or self._former, None, None
         if self._discovery is not None:
             self._discovery.close()
             self._discovery = None
@@ -298,8 +335,9 @@ class Verbs:
         for pid, comm in comms.items():
             if pid not in opened and self._known.get(pid) is not None:
                 continue
-            sample.processes.append(self._process(pid, comm))
-            self._known[pid] = sample.instrumented[pid] = self._instrumented_since(pid)
+            process = self._process(pid, comm)
+            sample.processes.append(process)
+            self._known[pid] = sample.instrumented[pid] = self._instrumented_since(process)
         if self._discovery is not None and self._host_pids:
             for record in sample.records:
                 if record.kind == QP_EXTENDED:
@@ -314,6 +352,8 @@ class Verbs:
             sample.gone = [pid for pid in self._known if not Path(f"/proc/{pid}").exists()]
             for pid in sample.gone:
                 del self._known[pid]
+                if self._duty is not None:
+                    self._duty.forget(pid)
 
     def _posters(self) -> set[int]:
         """The processes that post and of which not everything is known."""
@@ -324,10 +364,16 @@ class Verbs:
             return Process(pid, comm or "unknown", None)
         return read_process(pid, comm, self._ledger.workloads.resolver)
 
-    def _instrumented_since(self, pid: int) -> int | None:
+    def _instrumented_since(self, process: Process) -> int | None:
         if self._discovery is None or not self._host_pids:
             return None
-        return self._discovery.look(pid)
+        if self._duty is None:
+            return self._discovery.look(process.pid)
+        identity = self._ledger.workloads.full_identity(process.pid, process.name, process.workload)
+        mode = self._mode(identity)
+        self._duty.meet(process.pid, mode)
+        since = self._discovery.look(process.pid)
+        return None if mode == "off" else since
 
     def _count_error(self, error: BpfError) -> None:
         name = errno.errorcode.get(error.errno, str(error.errno))
@@ -342,7 +388,7 @@ class Verbs:
 
     def fold(self, sample: Sample, now_ns: int) -> None:
         if sample.anew:
-            self._post_fold.restart(self._posts, now_ns)
+            self._begin_anew(now_ns)
         for process in sample.processes:
             self._ledger.processes.put(process)
         self._control_fold.learn(sample.instrumented)
@@ -354,18 +400,7 @@ class Verbs:
         self._ledger.memory.fold(sample.regions, offset)
         self._connection_manager_fold.fold(now_ns)
         for record in sample.records:
-            if record.kind == QP_DESTROYED:
-                # Its last posts first: what they moved belongs to the flows that end now.
-                self._post_fold.finish(record.device, record.qpn, now_ns)
-            elif record.kind == PROCESS_EXITED:
-                for connection in self._ledger.connections.of_process(record.pid):
-                    self._post_fold.finish(connection.device, connection.qpn, now_ns)
-            elif ends_flows(record):
-                self._post_fold.settle(record.device, record.qpn, now_ns)
-                if unbinds(record):
-                    self._post_fold.unbind(record.device, record.qpn, now_ns)
-            self._control_fold.fold(record, record.time_ns + offset)
-            self._post_fold.learn(record)
+            self._fold_record(record, now_ns, offset)
         if sample.posts:
             arrived = self._ledger.connections.take_arrived()
             self._unresolved |= self._control_fold.complete(arrived)
@@ -373,10 +408,46 @@ class Verbs:
             if not self._post_fold.owing:
                 self._ledger.traffic.posted = self._post_fold.posted()
                 self._ledger.traffic.posted_until_ns = sample.posts_ns
+        if self._estimates is not None:
+            self._estimates.fold(now_ns, figures=sample.posts)
         for pid in sample.gone:
             self._post_fold.process_gone(pid, now_ns)
             self._control_fold.process_gone(pid, now_ns)
         self._export(sample, now_ns)
+
+    def _ending(self, record: Record) -> Iterable[Connection | None]:
+        """The connections whose flows end with a record."""
+        if record.kind == PROCESS_EXITED:
+            return self._ledger.connections.of_process(record.pid)
+        return (self._ledger.connections.get(record.device, record.qpn),)
+
+    def _fold_record(self, record: Record, now_ns: int, offset: int) -> None:
+        if ends_flows(record):
+            self._estimate(self._ending(record), now_ns)
+        if record.kind == QP_DESTROYED:
+            # Its last posts first: what they moved belongs to the flows that end now.
+            self._post_fold.finish(record.device, record.qpn, now_ns)
+        elif record.kind == PROCESS_EXITED:
+            for connection in self._ledger.connections.of_process(record.pid):
+                self._post_fold.finish(connection.device, connection.qpn, now_ns)
+        elif ends_flows(record):
+            self._post_fold.settle(record.device, record.qpn, now_ns)
+            if unbinds(record):
+                self._post_fold.unbind(record.device, record.qpn, now_ns)
+        self._control_fold.fold(record, record.time_ns + offset)
+        self._post_fold.learn(record)
+
+    def _begin_anew(self, now_ns: int) -> None:
+        self._post_fold.restart(self._posts, now_ns)
+        if self._former is not None:
+            self._former.close()
+            self._former = None
+
+    def _estimate(self, connections: Iterable[Connection | None], now_ns: int) -> None:
+        if self._estimates is not None:
+            for connection in connections:
+                if connection is not None:
+                    self._estimates.settle(connection, now_ns)
 
     def _export(self, sample: Sample, now_ns: int) -> None:
         attributes = {catalog.SOURCE.name: self.name}

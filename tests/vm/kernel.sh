@@ -5,7 +5,7 @@
 #   kernel.sh 6.1.0-56-amd64         this one
 #   kernel.sh --suite bullseye       the default kernel of another Debian suite of the same archive
 #   kernel.sh --suite bullseye 5.10.0-32-amd64
-#   kernel.sh --headers 5.10.0-32-amd64    the headers of a kernel that is here: DIR/lib/modules/VERSION/{build,source}
+#   kernel.sh --suite bullseye --headers 5.10.0-32-amd64    its headers: DIR/lib/modules/VERSION/{build,source}
 #
 # Prints the directory: DIR/boot/vmlinuz-VERSION, DIR/lib/modules/VERSION; VERSION is DIR's last part.
 # What was fetched once is found again without network and without apt.
@@ -16,30 +16,26 @@ die() { say "$@"; exit 1; }
 # What no package that could be installed here would change.
 unobtainable() { say "$@"; exit 3; }
 
-headers=
-if [[ ${1:-} == --headers ]]; then
-    headers=${2:?--headers needs the version of a kernel that is here}
-    set -- # its suite is in the file beside it
-fi
 suite=
 if [[ ${1:-} == --suite ]]; then
     suite=${2:?--suite needs the name of a Debian suite, for example bullseye}
     shift 2
 fi
-version=${1:-${FABRICTAP_KERNEL:-}}
+headers=
+if [[ ${1:-} == --headers ]]; then
+    headers=${2:?--headers needs the version of a kernel}
+    shift
+fi
+version=${1:-}
+[[ $version || $suite ]] || version=${FABRICTAP_KERNEL:-}
 cache=${FABRICTAP_CACHE:-${XDG_CACHE_HOME:-$HOME/.cache}/fabrictap}
 store=$cache/kernel
 # Which version "the default" was when it was last looked up, so that a machine without network starts too.
 default=$store/default${suite:+-$suite}
 
-if [[ $headers ]]; then
-    set -- "$headers"
-    version=$headers
-    suite=$(cat "$store/$version/suite" 2>/dev/null || true)
-    if [[ -d $store/headers-$version ]]; then
-        printf '%s\n' "$store/headers-$version"
-        exit 0
-    fi
+if [[ $headers && -d $store/headers-$version ]]; then
+    printf '%s\n' "$store/headers-$version"
+    exit 0
 fi
 
 complete() { [[ -s $store/$1/boot/vmlinuz-$1 && -s $store/$1/lib/modules/$1/modules.dep ]]; }
@@ -146,8 +142,7 @@ find "$work/tree/lib/modules" -name 'rdma_rxe.ko*' | grep -q . || die "kernel $v
 depmod -b "$work/tree" "$version"
 chmod -R u+rwX,go+rX "$work/tree"
 
-[[ -z $suite ]] || printf '%s\n' "$suite" >"$work/tree/suite"
 rm -rf "${store:?}/$version"
 mv "$work/tree" "$store/$version"
-[[ ${1:-${FABRICTAP_KERNEL:-}} ]] || printf '%s\n' "$version" >"$default"
+[[ ${1:-} || (! $suite && ${FABRICTAP_KERNEL:-}) ]] || printf '%s\n' "$version" >"$default"
 found "$version"

@@ -30,8 +30,17 @@ _QUIET = (
 )  # fmt: skip
 ENDLESS = ("ibv_rc_pingpong", "-e", "-n", "10000000", "-s", "1024")
 COUNT, SIZE = 50, 4096
+TRANSFER = ("-n", str(COUNT), "-s", str(SIZE))
 #: What is there for as long as a process has it.
 OF_PROCESSES = ("rdma.qp.status", "rdma.verbs.operations", "rdma.memory_region.size", "rdma.context.count")
+#: Both ends are ready to send, and more has crossed the wire than it took to get there.
+_EXCHANGING = """
+sent() {{ cat /sys/class/net/d1/statistics/tx_bytes; }}
+wait_until() {{ until eval "$1"; do kill -0 {pid} || exit 1; sleep 0.05; done; }}
+wait_until '(($(rdma resource show qp | grep -c "state RTS.* comm {tool}") >= 2))'
+before=$(sent)
+wait_until '(($(sent) > before + 4000))'
+"""
 _ABOUT = """
 import json, sys
 from pathlib import Path
@@ -115,8 +124,8 @@ class Scenario:
             self._ending.callback(agent.process.kill)
             agent.until_watching(timeout=180)
             self.machine.wait_for(lambda a=agent: _watches_connection_manager(a), 120, "no export")
-        written = perftest(self.machine, "ib_write_bw", "-n", str(COUNT), "-s", str(SIZE))
-        read = perftest(self.machine, "ib_read_bw", "-n", str(COUNT), "-s", str(SIZE))
+        written = perftest(self.machine, "ib_write_bw", *TRANSFER, timeout=150)
+        read = perftest(self.machine, "ib_read_bw", *TRANSFER, timeout=150)
         rping_server, rping = self._endless("rping", "-C", "10000000", "-S", "1000")
         for seen in self.seen.values():
             exported = seen.agent.exports(3)
@@ -134,26 +143,31 @@ class Scenario:
         for process in (older, rping, older_server, rping_server):
             process.kill()
         for seen in self.seen.values():
-            exported = seen.agent.exports(3)
-            names = (
-                "rdma.qp.status",
-                "rdma.verbs.operations",
-                "rdma.memory_region.size",
-                "rdma.context.count",
-            )
-            if not any(exported.now(name, pid=pid) for name in names for pid in (older.pid, rping.pid)):
+            if self._ended(seen.agent.exports(1), older.pid, rping.pid):
                 seen.gives.add("ends")
         for agent in agents:
             agent.stop()
         return self.seen
+
+    def _ended(self, exported: Reader, *pids: int) -> bool:
+        """Whether nothing of these processes goes on; netlink is asked for all kinds of objects in 6 s."""
+
+        def nothing() -> bool:
+            exported.poll()
+            return not any(exported.now(name, pid=pid) for name in OF_PROCESSES for pid in pids)
+
+        try:
+            self.machine.wait_for(nothing, 40)
+        except TimeoutError:
+            return False
+        return True
 
     def _endless(self, tool: str, *args: str) -> tuple[Process, Process]:
         server = listen(self.machine, tool, *args)
         self._ending.callback(server.process.kill)
         client = server.connect(self.machine, "rxe1")
         self._ending.callback(client.kill)
-        ready = f"rdma resource show qp | grep -q 'state RTS.* pid {client.pid} '"
-        self.machine.run(f"until {ready}; do kill -0 {client.pid} || exit 1; sleep 0.05; done", 60).check()
+        self.machine.run(_EXCHANGING.format(tool=tool, pid=client.pid), 90).check()
         # Connected is enough. Going on, rxe of 5.10 leaves an emulated CPU nothing for anybody else.
         for process in (client, server.process):
             process.signal(signal.SIGSTOP)

@@ -83,7 +83,11 @@ def _observe(version: str, machine: Machine) -> Kernel:
 def _compiled(kernel: Path) -> Path:
     """Its headers, compiled here: it takes bcc's compiler seconds, and where it is emulated a minute."""
     made = subprocess.run(
-        [KERNEL, "--headers", kernel.name], capture_output=True, text=True, timeout=200, check=False
+        [KERNEL, "--suite", KERNELS[COMPILED], "--headers", kernel.name],
+        capture_output=True,
+        text=True,
+        timeout=200,
+        check=False,
     )
     require("kernels", made.returncode == 0, f"{made.stderr.strip()[-300:]}")
     headers = Path(made.stdout.strip())

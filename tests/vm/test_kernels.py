@@ -3,28 +3,24 @@
 from __future__ import annotations
 
 import os
-import subprocess
-import sys
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import pytest
 
 import kernel_table
-from fabrictap.sources.verbs.headers import LIBRARY
 from support import require
 from vm.harness import Machine, MissingError
+from vm.headers import compiled
 from vm.kernels import LEVELS, Scenario, Seen, about, settings
-from vm.qemu import HERE, UnobtainableError, find_kernel
+from vm.qemu import UnobtainableError, find_kernel
 
 #: The kernel's version -> the Debian release that has it.
 KERNELS = {"5.10": "bullseye", "6.1": "bookworm", "6.12": "trixie"}
 #: The one on which bcc's compiler is tried.
 COMPILED = "5.10"
-KERNEL = HERE / "kernel.sh"
 #: Fetching a kernel, booting it and the whole scenario are within the first test of each.
 pytestmark = pytest.mark.timeout(900)
 
@@ -64,7 +60,7 @@ def kernel(request: pytest.FixtureRequest) -> Iterator[Kernel]:
 def _observe(version: str, machine: Machine) -> Kernel:
     began = time.monotonic()
     has, refused = about(machine)
-    headers = machine.put(_compiled(machine.kernel)) if version == COMPILED else None
+    headers = machine.put(compiled(machine.kernel, KERNELS[version])) if version == COMPILED else None
     with Scenario(machine, settings(refused, headers)) as scenario:
         seen = scenario.play()
     print(f"{machine.version}, {machine.accelerator}: {machine.boot_seconds:.0f} s to boot, then", end=" ")
@@ -78,28 +74,6 @@ def _observe(version: str, machine: Machine) -> Kernel:
     if "kernels" in os.environ.get("RECORD", ""):
         kernel_table.write(version, record)
     return Kernel(version, machine.version, has, refused, seen, kernel_table.read()[version])
-
-
-def _compiled(kernel: Path) -> Path:
-    """Its headers, compiled here: it takes bcc's compiler seconds, and where it is emulated a minute."""
-    made = subprocess.run(
-        [KERNEL, "--suite", KERNELS[COMPILED], "--headers", kernel.name],
-        capture_output=True,
-        text=True,
-        timeout=200,
-        check=False,
-    )
-    require("kernels", made.returncode == 0, f"{made.stderr.strip()[-300:]}")
-    headers = Path(made.stdout.strip())
-    path = headers / "places.json"
-    if not path.exists():
-        program = "fabrictap.sources.verbs.headers"
-        argv = [sys.executable, "-m", program, headers / "lib" / "modules" / kernel.name]
-        done = subprocess.run(argv, capture_output=True, text=True, timeout=200, check=False)
-        require("bcc", done.returncode == 0 or LIBRARY not in done.stderr, done.stderr)
-        assert done.returncode == 0, done.stderr
-        path.write_text(done.stdout)
-    return path
 
 
 def _is(release: str, version: str) -> bool:

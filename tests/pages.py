@@ -119,4 +119,6 @@ def _command(block, words):
             skip = True
         else:
             kept.append(word)
+    if kept[:1] == ["timeout"]:
+        kept = kept[2:]
     return Command(block.where, tuple(kept), tuple(environment)) if kept else None

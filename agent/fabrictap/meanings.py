@@ -63,6 +63,22 @@ MEANINGS = {
         "a window ends before its time where its probes would take more: CPU time, as a share of one CPU "
         "over `every`"
     ),
+    "sources.verbs.loader": (
+        "who describes the kernel's structures: `libbpf`, the kernel itself; `bcc`, its headers, compiled by "
+        "bcc's library ([kernels.md](kernels.md#a-kernel-without-type-information)); `auto`, bcc where the "
+        "kernel has no BTF"
+    ),
+    "sources.verbs.kernel_headers": (
+        "for bcc: a directory as `/lib/modules/RELEASE`, the running kernel's without; or a file made by "
+        "`fabrictap.sources.verbs.headers`"
+    ),
+    "sources.process_counters.enabled": (
+        "let the hardware count for each process, on mlx5 ([hardware.md](hardware.md#counters-of-processes))"
+    ),
+    "sources.process_counters.interval": "how often these counters are read",
+    "sources.process_counters.state": (
+        "on which ports it was turned on, to turn it off again, also after a crash"
+    ),
     "sources.nvml.enabled": "NVIDIA GPUs, from the driver's own library",
     "sources.nvml.library": "that library: a name that the loader finds, or a path",
     "sources.nvml.fast_interval": (

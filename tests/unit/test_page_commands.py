@@ -56,6 +56,11 @@ NOT_RUN = {
     "nvidia-smi": "needs a GPU",
     "git": "fetches this repository",
     "cd": "changes the directory of a shell",
+    "exit": "ends a script",
+    "umask": "is for the commands of a script",
+    "mkdir": "makes a directory where the page says",
+    "logger": "writes to the machine's log",
+    "uname": "says which kernel runs",
     "ssh": "needs another machine",
     "scp": "needs another machine",
     "srun": "needs Slurm",
@@ -175,6 +180,9 @@ def test_other_blocks_are_what_they_say(block, tmp_path):
             if isinstance(tree, dict) and set(tree) <= sections:
                 (tmp_path / "part.yaml").write_text(block.text)
                 config.load(str(tmp_path / "part.yaml"), {})
+    elif block.language == "ini" and "[" not in block.text:
+        # Slurm's files: names and values without sections.
+        assert all(re.match(r"#|\w+=", line) for line in block.text.splitlines() if line.strip())
     elif block.language == "ini":
         parser = configparser.ConfigParser(interpolation=None, strict=False)
         parser.optionxform = str

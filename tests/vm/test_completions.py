@@ -102,7 +102,7 @@ class Seen:
 
 
 def run_all(completer: Completer) -> None:
-    """40 writes, 10 reads and 20 sends; four kinds of failure, each with three requests behind it; 3 writes."""
+    """40 writes, 10 reads, 20 sends; four kinds of failure, each with three requests behind it; 3 writes."""
     for command in ("connect", "write 40 4096", "read 10 8192", "send 20 1000"):
         completer.tell(command)
     for command in ("rkey", "lkey", "nobody", "flush", "connect", "write 3 100"):

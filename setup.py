@@ -144,6 +144,7 @@ setup(
             extension("traces", []),
             extension("ring", ["m"]),
             extension("points", []),
+            extension("calls", []),
             extension("nvml", []),
             extension("dcgm", ["dl"]),
             extension("connections", []),

@@ -7,6 +7,7 @@
 #include <stdint.h>
 
 #include "calls.h"
+#include "tally.h"
 
 /* nvmlReturn_t, where the code must know it. */
 enum { FT_NVML_SUCCESS = 0, FT_NVML_UNKNOWN = 999 };
@@ -64,14 +65,25 @@ struct ft_gpm_get {
 };
 _Static_assert(sizeof(struct ft_gpm_get) == 19104, "nvmlGpmMetricsGet_t");
 
+/* How one number was answered. */
+struct ft_answer {
+	int32_t status; /* nvmlReturn_t */
+	union {
+		uint64_t count;
+		double real;
+	};
+};
+
 /* Field values of one GPU, in one call. */
 struct ft_fields_call {
 	struct ft_call call;
 	int (*get)(void *device, int count, struct ft_nvml_field *fields);
 	void *device;
 	struct ft_nvml_field *fields;
-	int count;
 	int status;
+	int tell; /* answers are put down each time; else where one has failed */
+	struct ft_answer *answers;
+	struct ft_tallies of;
 };
 
 /* One GPM sample of a GPU or GPU instance, and what happened since the one before. */
@@ -84,19 +96,28 @@ struct ft_gpm_call {
 	int64_t instance; /* GPU instance; -1: the whole GPU */
 	void *samples[2];
 	struct ft_gpm_get *metrics;
-	unsigned int latest; /* of samples */
-	int sampled;	     /* how many of the two are good */
+	double *scales;		    /* of gauges; 0: it counts */
+	double *gauges;		    /* the last; negative: none since the last fold */
+	uint64_t time_ns;	    /* of the last answer */
+	unsigned int latest;	    /* of samples */
+	int sampled;		    /* how many of the two are good */
 	int status;
+	int tell; /* see struct ft_fields_call */
+	struct ft_answer *answers;
+	struct ft_tallies of;
 };
 
-static void ft_fields_run(struct ft_call *call)
+static inline void ft_fields_run(struct ft_call *call)
 {
 	struct ft_fields_call *one = (struct ft_fields_call *)call;
 
-	one->status = one->get(one->device, one->count, one->fields);
+	/* nobody has touched it since the last read; it comes while the library works */
+	for (const char *at = one->of.hot; at < one->of.hot_end; at += 64)
+		__builtin_prefetch(at, 1);
+	one->status = one->get(one->device, one->of.count, one->fields);
 }
 
-static void ft_gpm_run(struct ft_call *call)
+static inline void ft_gpm_run(struct ft_call *call)
 {
 	struct ft_gpm_call *one = (struct ft_gpm_call *)call;
 	unsigned int next = one->sampled ? !one->latest : 0;
@@ -158,6 +179,129 @@ static inline uint64_t ft_nvml_time(const struct ft_nvml_field *field, uint64_t 
 	if (when_ns > now_ns + 1000000u || when_ns + 2000000000u < now_ns)
 		return now_ns;
 	return when_ns;
+}
+
+static inline void ft_fields_tell(struct ft_fields_call *one)
+{
+	for (int i = 0; i < one->of.count; i++) {
+		const struct ft_nvml_field *field = one->fields + i;
+		int good;
+
+		one->answers[i].count = ft_nvml_count(field, &good);
+		one->answers[i].status = field->status || good ? field->status : FT_NVML_UNKNOWN;
+	}
+}
+
+/* The rule: all fields have unsigned numbers, of the same time, and had so before. Returns how many it took of them. */
+static inline int ft_fields_took_together(struct ft_fields_call *one, uint64_t when_ns)
+{
+	struct ft_tallies *of = &one->of;
+	const struct ft_nvml_field *field = one->fields;
+	int64_t when_us = field->timestamp_us;
+	int i;
+
+	ft_tallies_span(of, of->time_ns, when_ns);
+	for (i = 0; i < of->count; i++, field++) {
+		const struct ft_tally_kind *kind = of->kind + of->kinds[i];
+		uint64_t gained;
+
+		if (field->status != FT_NVML_SUCCESS || field->timestamp_us != when_us ||
+		    field->type - FT_NVML_UINT > FT_NVML_ULONGLONG - FT_NVML_UINT)
+			break;
+		gained = ft_tally_gain(of, i, kind,
+				       field->type == FT_NVML_UINT ? field->value.ui : field->value.ull);
+		if (kind->total < of->totals)
+			of->sums[kind->total] += gained;
+	}
+	return i;
+}
+
+/* Whether they have the same time again, after each was put with its own. */
+static inline void ft_fields_agree(struct ft_fields_call *one, int failed)
+{
+	struct ft_tallies *of = &one->of;
+
+	for (int i = 1; i < of->count && !failed; i++)
+		failed = of->rest[i].time_ns != of->rest[0].time_ns;
+	if (!failed)
+		of->time_ns = of->rest[0].time_ns;
+}
+
+static inline int ft_fields_took(struct ft_call *call, uint64_t now_ns)
+{
+	struct ft_fields_call *one = (struct ft_fields_call *)call;
+	struct ft_tallies *of = &one->of;
+	uint64_t when_ns, raw;
+	int failed = 0, i = 0, good;
+
+	if (one->status != FT_NVML_SUCCESS) {
+		of->made++; /* nothing to fold */
+		of->failed = of->count;
+		return 1;
+	}
+	when_ns = ft_nvml_time(one->fields, now_ns);
+	if (of->time_ns)
+		i = ft_fields_took_together(one, when_ns);
+	if (i == of->count) {
+		of->time_ns = when_ns;
+	} else {
+		ft_tallies_part(of);
+		for (int j = 0; j < i; j++)
+			of->rest[j].time_ns = when_ns;
+		for (; i < of->count; i++) {
+			const struct ft_nvml_field *field = one->fields + i;
+
+			raw = ft_nvml_count(field, &good);
+			if (field->status != FT_NVML_SUCCESS || !good) {
+				failed++;
+				continue;
+			}
+			when_ns = ft_nvml_time(field, now_ns);
+			ft_tally_put(of, i, raw, when_ns);
+		}
+		ft_fields_agree(one, failed);
+	}
+	ft_tallies_took(of, when_ns, failed);
+	if (failed || one->tell)
+		ft_fields_tell(one);
+	return 0;
+}
+
+static inline int ft_gpm_took(struct ft_call *call, uint64_t now_ns)
+{
+	struct ft_gpm_call *one = (struct ft_gpm_call *)call;
+	struct ft_tallies *of = &one->of;
+	int failed = 0;
+
+	one->time_ns = now_ns;
+	if (one->status != FT_NVML_SUCCESS) {
+		of->made++; /* nothing to fold */
+		of->failed = of->count;
+		return 1;
+	}
+	if (one->sampled < 2) { /* nothing to compare yet */
+		of->made++;
+		of->failed = 0;
+		return 0;
+	}
+	for (int i = 0; i < of->count; i++) {
+		const struct ft_gpm_metric *metric = one->metrics->metrics + i;
+
+		/* NaN is no number either; a counter that does not fit in a double's 53 bits is not exact */
+		if (metric->status != FT_NVML_SUCCESS || !(0 <= metric->value && metric->value < 9223372036854775808.0))
+			failed++;
+		else if (one->scales[i] != 0)
+			one->gauges[i] = metric->value * one->scales[i];
+		else
+			ft_tally_put(of, i, (uint64_t)metric->value, now_ns);
+	}
+	ft_tallies_took(of, now_ns, failed);
+	if (failed || one->tell)
+		for (int i = 0; i < of->count; i++) {
+			one->answers[i].status = one->metrics->metrics[i].status;
+			one->answers[i].real = one->metrics->metrics[i].value;
+		}
+	return 0;
 }
 
 #endif

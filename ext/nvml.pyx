@@ -1,33 +1,23 @@
 # cython: language_level=3, boundscheck=False, wraparound=False
 """The fast reads of NVIDIA GPUs: calls into libnvidia-ml.so.1 and the folding of what they say, without the GIL.
 
-:class:`Calls` makes the calls of a tick in a thread that can be left behind (ext/calls.h); :class:`Fields` and
-:class:`Gpm` are such calls, each of one GPU, and fold what they were answered into the ring.
+:class:`Fields` and :class:`Gpm` are calls that :class:`fabrictap.ext.calls.Calls` makes, each of one GPU. Each
+time one has returned it adds up, in memory of its own, what its counters did (ext/tally.h); ``fold`` then
+writes into the ring what has come together since the last fold.
 """
 
-from cpython.ref cimport Py_INCREF
-from libc.stdint cimport INT64_MAX, int32_t, int64_t, uint8_t, uint32_t, uint64_t, uintptr_t
+from libc.stdint cimport int32_t, int64_t, uint8_t, uint32_t, uint64_t, uintptr_t
 from libc.stdlib cimport calloc, free
 
-from fabrictap.ext.ring cimport FT_NO_SERIES, Ring, ft_observer, ft_ring, ft_ring_observe, ft_ring_set
-
-cdef extern from "calls.h" nogil:
-    cdef enum:
-        FT_CALL_IDLE
-        FT_CALL_DONE
-        FT_CALL_STUCK
-
-    cdef struct ft_call:
-        void (*run)(ft_call *call)
-
-    cdef struct ft_calls:
-        unsigned int stuck
-
-    ft_calls *ft_calls_new(unsigned int limit)
-    int ft_calls_round(ft_calls *calls, ft_call **list, unsigned int count, uint64_t limit_ns)
-    void ft_calls_close(ft_calls *calls)
-    int ft_call_state(const ft_call *call)
-    uint64_t ft_monotonic_ns()
+from fabrictap.ext.calls cimport (
+    FT_CALL_STUCK,
+    Call,
+    ft_call,
+    ft_call_lock,
+    ft_call_state,
+    ft_call_unlock,
+)
+from fabrictap.ext.ring cimport FT_NO_SERIES, Ring, ft_ring, ft_ring_set
 
 cdef extern from "nvml.h" nogil:
     cdef enum:
@@ -55,13 +45,57 @@ cdef extern from "nvml.h" nogil:
         uint32_t count
         ft_gpm_metric *metrics
 
+    cdef struct ft_answer:
+        int32_t status
+        uint64_t count
+        double real
+
+    cdef enum:
+        FT_TALLY_KINDS
+
+    cdef struct ft_tally_kind:
+        uint32_t scale
+        uint8_t bits
+        uint8_t total
+
+    cdef struct ft_tally_rest:
+        uint64_t base
+        uint64_t time_ns
+        uint32_t series
+        uint32_t flags
+
+    cdef struct ft_tally_event:
+        uint64_t first
+
+    cdef struct ft_tallies:
+        const char *hot
+        const char *hot_end
+        uint64_t *last
+        float *peaks
+        uint8_t *kinds
+        uint64_t *sums
+        int count
+        int totals
+        int made
+        int failed
+        int gained
+        uint64_t time_ns
+        uint64_t from_ns
+        unsigned int kinds_used
+        ft_tally_kind *kind
+        ft_tally_rest *rest
+        ft_tally_event *events
+        uint8_t *added
+
     cdef struct ft_fields_call:
         ft_call call
         int (*get)(void *device, int count, ft_nvml_field *fields)
         void *device
         ft_nvml_field *fields
-        int count
         int status
+        int tell
+        ft_answer *answers
+        ft_tallies of
 
     cdef struct ft_gpm_call:
         ft_call call
@@ -72,14 +106,22 @@ cdef extern from "nvml.h" nogil:
         int64_t instance
         void *samples[2]
         ft_gpm_get *metrics
+        double *scales
+        double *gauges
+        uint64_t time_ns
         unsigned int latest
         int sampled
         int status
+        int tell
+        ft_answer *answers
+        ft_tallies of
 
-    void ft_fields_run(ft_call *call)
-    void ft_gpm_run(ft_call *call)
-    uint64_t ft_nvml_count(const ft_nvml_field *field, int *good)
-    uint64_t ft_nvml_time(const ft_nvml_field *field, uint64_t now_ns)
+    void ft_fields_run(ft_call *call) noexcept
+    void ft_gpm_run(ft_call *call) noexcept
+    int ft_fields_took(ft_call *call, uint64_t now_ns) noexcept
+    int ft_gpm_took(ft_call *call, uint64_t now_ns) noexcept
+    void ft_tallies_part(ft_tallies *of)
+    void ft_tallies_fold(ft_tallies *of, ft_ring *ring)
 
 ctypedef int (*_get_fields)(void *device, int count, ft_nvml_field *fields) noexcept
 ctypedef int (*_gpm_sample)(void *device, void *sample) noexcept
@@ -88,102 +130,15 @@ ctypedef int (*_gpm_get)(ft_gpm_get *metrics) noexcept
 
 #: What statuses say of a number that cannot be one: NVML_ERROR_UNKNOWN.
 BAD_NUMBER = FT_NVML_UNKNOWN
+#: What ``fold`` returns where the call has not returned since the last fold, or hangs.
+NO_ANSWER = -1
 
-#: Native objects that live now, by kind; what was left behind in the library keeps living.
-_alive = {"calls": 0, "fields": 0, "gpm": 0}
+_alive = {"fields": 0, "gpm": 0}
 
 
 def alive():
     """Native objects that have been made and not freed, by kind. For tests of leaks."""
     return dict(_alive)
-
-
-cdef class Call:
-    """Base of what :class:`Calls` makes. Not to be made itself."""
-
-    cdef ft_call *_call
-
-    @property
-    def answered(self):
-        """Whether it has returned in the last round."""
-        return self._call != NULL and ft_call_state(self._call) == FT_CALL_DONE
-
-    @property
-    def stuck(self):
-        """Whether it was left behind and has not returned yet."""
-        return self._call != NULL and ft_call_state(self._call) == FT_CALL_STUCK
-
-
-cdef class Calls:
-    """Makes calls in a thread of its own that can be left behind.
-
-    ``limit`` is the most threads that may be. One round at a time; ``close`` when no round runs.
-    """
-
-    cdef ft_calls *_calls
-    cdef readonly unsigned int limit
-    # What is in the library now and must not be freed.
-    cdef list _left_behind
-
-    def __cinit__(self, unsigned int limit):
-        self.limit = limit
-        self._left_behind = []
-        self._calls = ft_calls_new(limit)
-        if self._calls == NULL:
-            raise MemoryError
-        _alive["calls"] += 1
-
-    def __dealloc__(self):
-        self._close()
-
-    @property
-    def stuck(self):
-        """Threads left behind that have not returned yet."""
-        return self._calls.stuck if self._calls != NULL else 0
-
-    def round(self, list calls, double seconds):
-        """Make ``calls``, one after the other, each for at most ``seconds``.
-
-        Those left behind earlier are passed over. Returns 0, or an errno: EBUSY where as many threads as may
-        be are left behind; then some were not made. See ``Call.answered`` and ``Call.stuck``.
-        """
-        cdef ft_call *pointers[256]
-        cdef unsigned int count = 0
-        cdef uint64_t limit_ns = <uint64_t>(seconds * 1e9)
-        cdef int error
-        cdef Call call
-        if self._calls == NULL:
-            raise RuntimeError("Calls is closed")
-        if len(calls) > 256:
-            raise ValueError(f"{len(calls)} calls; a round has at most 256")
-        for call in calls:
-            pointers[count] = call._call
-            count += 1
-        if self._left_behind:
-            self._left_behind = [call for call in self._left_behind if call.stuck]
-        with nogil:
-            error = ft_calls_round(self._calls, pointers, count, limit_ns)
-        if self._calls.stuck:
-            known = set(map(id, self._left_behind))
-            self._left_behind += [call for call in calls if call.stuck and id(call) not in known]
-        return error
-
-    def close(self):
-        """End the worker. Threads left behind end when their call returns; that memory is never freed."""
-        self._close()
-
-    cdef _close(self):
-        cdef ft_calls *calls = self._calls
-        if calls == NULL:
-            return
-        self._calls = NULL
-        for call in self._left_behind:
-            if call.stuck:
-                Py_INCREF(call)
-        self._left_behind = []
-        with nogil:
-            ft_calls_close(calls)
-        _alive["calls"] -= 1
 
 
 cdef class Counters(Call):
@@ -192,109 +147,180 @@ cdef class Counters(Call):
     Each number may be bound to a series, and may add to one of ``totals`` sums.
     """
 
-    cdef ft_observer *_observers
-    cdef int *_total_of
-    cdef ft_observer *_totals
-    cdef uint64_t *_sums
-    cdef int *_contributed
-    cdef readonly int totals
-    cdef readonly int count
+    cdef ft_tallies *_of
+    cdef ft_answer *_answers
+    cdef int *_tell
+    cdef char *_hot
 
-    cdef _make(self, int count, int totals):
-        cdef int i
-        if count < 1 or totals < 0:
+    @property
+    def count(self):
+        """How many numbers it asks for."""
+        return self._of.count
+
+    @property
+    def totals(self):
+        return self._of.totals
+
+    cdef _make(self, ft_call *call, ft_tallies *of, int *tell, int count, int totals):
+        cdef int i, rows = count + totals
+        if count < 1 or not 0 <= totals < 255:
             raise ValueError("a call asks for at least one number and has no negative number of totals")
-        self.count = count
-        self.totals = totals
-        self._observers = <ft_observer *>calloc(count, sizeof(ft_observer))
-        self._total_of = <int *>calloc(count, sizeof(int))
-        self._totals = <ft_observer *>calloc(totals + 1, sizeof(ft_observer))
-        self._sums = <uint64_t *>calloc(totals + 1, sizeof(uint64_t))
-        self._contributed = <int *>calloc(totals + 1, sizeof(int))
+        self._call = call
+        self._of = of
+        self._tell = tell
+        of.count = count
+        of.totals = totals
+        # What each read touches of the numbers lies together: fewer pages, fewer misses.
+        cdef size_t tables = (rows * 13 + (totals + 1) * 8 + 7) // 8 * 8
+        self._hot = <char *>calloc(1, tables + FT_TALLY_KINDS * sizeof(ft_tally_kind))
+        of.rest = <ft_tally_rest *>calloc(rows, sizeof(ft_tally_rest))
+        of.events = <ft_tally_event *>calloc(rows, sizeof(ft_tally_event))
+        of.added = <uint8_t *>calloc(totals + 1, sizeof(uint8_t))
+        self._answers = <ft_answer *>calloc(count, sizeof(ft_answer))
         if (
-            self._observers == NULL or self._total_of == NULL or self._totals == NULL or self._sums == NULL
-            or self._contributed == NULL
+            self._hot == NULL or of.rest == NULL or of.events == NULL or of.added == NULL
+            or self._answers == NULL
         ):
             raise MemoryError
+        of.sums = <uint64_t *>self._hot
+        of.last = of.sums + totals + 1
+        of.peaks = <float *>(of.last + rows)
+        of.kinds = <uint8_t *>(of.peaks + rows)
+        of.kind = <ft_tally_kind *>(self._hot + tables)
+        of.hot = self._hot
+        of.hot_end = <const char *>(of.kind + 4)  # more are seldom used
+        self._kind(1, 64, totals)  # the first: also that of totals
+        for i in range(rows):
+            of.rest[i].series = FT_NO_SERIES
         for i in range(count):
-            self._observers[i].series = FT_NO_SERIES
-            self._total_of[i] = -1
-        for i in range(totals):
-            self._totals[i].series = FT_NO_SERIES
-            self._totals[i].scale = 1
-            self._totals[i].bits = 64
+            self._answers[i].status = FT_NVML_UNKNOWN
 
     def __dealloc__(self):
         # what is stuck is kept alive by Calls
-        free(self._observers)
-        free(self._total_of)
-        free(self._totals)
-        free(self._sums)
-        free(self._contributed)
+        if self._of != NULL:
+            free(self._hot)
+            free(self._of.rest)
+            free(self._of.events)
+            free(self._of.added)
+            free(self._answers)
+
+    @property
+    def tell(self):
+        """Whether ``results`` is there after every answer; else only where a number had none."""
+        return bool(self._tell[0])
+
+    @tell.setter
+    def tell(self, bint on):
+        self._tell[0] = on
+
+    @property
+    def every(self):
+        """Seconds between two calls at least, where ``Calls`` keeps making it; 0: at each of its times."""
+        return self._call.every_ns / 1e9
+
+    @every.setter
+    def every(self, double seconds):
+        self._call.every_ns = <uint64_t>(seconds * 1e9)
+
+    def resume(self):
+        """Let ``Calls`` keep making it after it has failed as a whole."""
+        ft_call_lock(self._call)
+        self._call.halted = 0
+        ft_call_unlock(self._call)
 
     def bind(self, int index, uint32_t series, uint32_t scale, uint8_t bits, int total=-1):
         """Fold number ``index`` into ``series`` (a slot): a count is worth ``scale``; it is ``bits`` wide."""
         self._check(index)
-        if not -1 <= total < self.totals:
+        if not -1 <= total < self._of.totals:
             raise IndexError(f"no total {total}")
-        self._observers[index].series = series
-        self._observers[index].scale = scale
-        self._observers[index].bits = bits
-        self._total_of[index] = total
+        if total < 0 or series == FT_NO_SERIES:
+            total = self._of.totals
+        ft_call_lock(self._call)
+        try:
+            self._of.kinds[index] = self._kind(scale, bits, total)
+            self._bind(index, series)
+        finally:
+            ft_call_unlock(self._call)
 
     def bind_total(self, int total, uint32_t series):
         """Fold the sum of the numbers that have this ``total`` into ``series``."""
-        if not 0 <= total < self.totals:
+        if not 0 <= total < self._of.totals:
             raise IndexError(f"no total {total}")
-        self._totals[total].series = series
+        ft_call_lock(self._call)
+        self._bind(self._of.count + total, series)
+        ft_call_unlock(self._call)
+
+    cdef uint8_t _kind(self, uint32_t scale, uint8_t bits, int total) except? 255:
+        """Numbers of this scale and width that add to this total, among the kinds that there are."""
+        cdef ft_tally_kind *kind
+        cdef unsigned int i
+        self._of.from_ns = 0  # so that the rates of all kinds are worked out anew
+        for i in range(self._of.kinds_used):
+            kind = &self._of.kind[i]
+            if kind.scale == scale and kind.bits == bits and kind.total == total:
+                return i
+        if self._of.kinds_used == FT_TALLY_KINDS:
+            raise ValueError(f"numbers of more than {FT_TALLY_KINDS} kinds in one call")
+        i = self._of.kinds_used
+        self._of.kind[i].scale = scale
+        self._of.kind[i].bits = bits
+        self._of.kind[i].total = total
+        self._of.kinds_used += 1
+        return i
+
+    cdef void _bind(self, int row, uint32_t series) noexcept:
+        if self._of.rest[row].series != series:
+            # what came together for another series is not this one's
+            self._of.rest[row].base = self._of.last[row]
+            self._of.rest[row].flags = 0
+            self._of.rest[row].series = series
+            self._of.peaks[row] = 0
+
+    cpdef int fold(self, Ring ring) except? -2:
+        """See the classes."""
+        raise NotImplementedError
 
     cdef _check(self, int index):
-        if not 0 <= index < self.count:
+        if not 0 <= index < self._of.count:
             raise IndexError(f"no number {index}")
 
     cdef _go_on(self, Counters before, tuple keys, tuple keys_before):
         cdef int i, j
         known = {key: index for index, key in enumerate(keys_before)}
-        for i in range(self.count):
+        ft_call_lock(before._call)
+        ft_tallies_part(before._of)
+        for i in range(self._of.count):
             j = known.get(keys[i], -1)
-            if j >= 0 and before._observers[j].series == self._observers[i].series:
-                self._observers[i].last = before._observers[j].last
-                self._observers[i].time_ns = before._observers[j].time_ns
-        for i in range(min(self.totals, before.totals)):
-            if self._totals[i].series == before._totals[i].series:
-                self._totals[i].last = before._totals[i].last
-                self._totals[i].time_ns = before._totals[i].time_ns
-                self._sums[i] = before._sums[i]
+            if j >= 0:
+                self._move(i, before, j)
+        for i in range(min(self._of.totals, before._of.totals)):
+            if self._move(self._of.count + i, before, before._of.count + i):
+                self._of.sums[i] = before._of.sums[i]
+        self._of.gained = before._of.gained
+        ft_call_unlock(before._call)
 
-    cdef void _observe(self, ft_ring *ring, int index, uint64_t raw, uint64_t now_ns) noexcept nogil:
-        cdef ft_observer *observer = &self._observers[index]
-        cdef bint fresh = observer.time_ns == 0
-        cdef int total = self._total_of[index]
-        cdef int64_t before
-        if observer.series == FT_NO_SERIES:
-            ft_ring_observe(ring, observer, raw, now_ns)
-            return
-        if total < 0:
-            ft_ring_observe(ring, observer, raw, now_ns)
-        elif fresh:
-            before = ring.series[observer.series].value.integer
-            ft_ring_observe(ring, observer, raw, now_ns)
-            # What a number that comes later has counted so far would be a burst that never was.
-            if self._totals[total].time_ns == 0:
-                self._sums[total] += <uint64_t>(ring.series[observer.series].value.integer - before)
-            self._contributed[total] = 1
-        else:
-            before = ring.series[observer.series].row_delta.integer
-            ft_ring_observe(ring, observer, raw, now_ns)
-            self._sums[total] += <uint64_t>(ring.series[observer.series].row_delta.integer - before)
-            self._contributed[total] = 1
+    cdef bint _move(self, int row, Counters before, int row_before) noexcept:
+        """What a number remembers and what came together for it; it is folded here from now on."""
+        if self._of.rest[row].series != before._of.rest[row_before].series:
+            return False
+        self._of.rest[row] = before._of.rest[row_before]
+        self._of.events[row] = before._of.events[row_before]
+        self._of.last[row] = before._of.last[row_before]
+        self._of.peaks[row] = before._of.peaks[row_before]
+        before._of.rest[row_before].series = FT_NO_SERIES
+        return True
 
-    cdef void _observe_totals(self, ft_ring *ring, uint64_t now_ns) noexcept nogil:
-        cdef int i
-        for i in range(self.totals):
-            if self._contributed[i]:
-                self._contributed[i] = 0
-                ft_ring_observe(ring, &self._totals[i], self._sums[i], now_ns)
+
+def fold(calls, Ring ring):
+    """``Counters.fold`` of each. Returns those where it did not return 0, with what it returned."""
+    cdef Counters call
+    cdef int failed
+    cdef list found = []
+    for call in calls:
+        failed = call.fold(ring)
+        if failed:
+            found.append((call, failed))
+    return found
 
 
 cdef class Fields(Counters):
@@ -312,18 +338,18 @@ cdef class Fields(Counters):
         self.fields = tuple(fields)
         if not function:
             raise ValueError("Fields needs nvmlDeviceGetFieldValues")
-        self._make(len(self.fields), totals)
-        self._self.count = self.count
-        self._self.fields = <ft_nvml_field *>calloc(self.count, sizeof(ft_nvml_field))
+        self._make(&self._self.call, &self._self.of, &self._self.tell, len(self.fields), totals)
+        self._self.answers = self._answers
+        self._self.fields = <ft_nvml_field *>calloc(self._of.count, sizeof(ft_nvml_field))
         if self._self.fields == NULL:
             raise MemoryError
-        for i in range(self.count):
+        for i in range(self._of.count):
             self._self.fields[i].id, self._self.fields[i].scope = self.fields[i]
             self._self.fields[i].status = FT_NVML_UNKNOWN
         self._self.get = <_get_fields>function
         self._self.device = <void *>device
         self._self.call.run = ft_fields_run
-        self._call = &self._self.call
+        self._self.call.took = ft_fields_took
 
     def __dealloc__(self):
         free(self._self.fields)
@@ -333,31 +359,20 @@ cdef class Fields(Counters):
         """Go on where the call ``before`` was, series by series, so that nothing is counted twice or lost."""
         self._go_on(before, self.fields, before.fields)
 
-    def fold(self, Ring ring, uint64_t now_ns):
-        """Fold what the last round was answered. Returns how many fields have no number; all without an answer.
+    cpdef int fold(self, Ring ring) except? -2:
+        """Fold what has come together. Returns how many fields had no number at last, all where the call failed
+        as a whole; NO_ANSWER where it has not returned since the last fold, or hangs.
 
-        ``now_ns`` stands for the time of fields that have none, or one that cannot be. A sum is brought forward where one of its fields has a number.
+        The time of a field is its own; that of the call stands for one that has none, or one that cannot be.
+        A sum is brought forward where one of its fields has a number.
         """
-        cdef ft_ring *view = &ring.view
-        cdef int failed
-        if ft_call_state(&self._self.call) != FT_CALL_DONE or self._self.status != FT_NVML_SUCCESS:
-            return self.count
-        with nogil:
-            failed = self._fold(view, now_ns)
-        return failed
-
-    cdef int _fold(self, ft_ring *view, uint64_t now_ns) noexcept nogil:
-        cdef int i, good, failed = 0
-        cdef uint64_t raw, when_ns = now_ns
-        for i in range(self.count):
-            if self._self.fields[i].status == FT_NVML_SUCCESS:
-                raw = ft_nvml_count(&self._self.fields[i], &good)
-                if good:
-                    when_ns = ft_nvml_time(&self._self.fields[i], now_ns)
-                    self._observe(view, i, raw, when_ns)
-                    continue
-            failed += 1
-        self._observe_totals(view, when_ns)
+        cdef ft_tallies *of = self._of
+        cdef int failed = -1
+        ft_call_lock(self._call)
+        if of.made and ft_call_state(self._call) != FT_CALL_STUCK:
+            failed = of.failed
+        ft_tallies_fold(of, &ring.view)
+        ft_call_unlock(self._call)
         return failed
 
     @property
@@ -366,14 +381,13 @@ cdef class Fields(Counters):
         return self._self.status
 
     def results(self):
-        """(nvmlReturn_t, number) of each field, as the last call was answered; see ``answered``."""
-        cdef int i, good
-        cdef uint64_t raw
+        """(nvmlReturn_t, number) of each field as it was answered last; see ``tell``."""
+        cdef int i
         cdef list found = []
-        for i in range(self.count):
-            raw = ft_nvml_count(&self._self.fields[i], &good)
-            status = self._self.fields[i].status
-            found.append((status if status or good else BAD_NUMBER, raw))
+        ft_call_lock(self._call)
+        for i in range(self._of.count):
+            found.append((self._answers[i].status, self._answers[i].count))
+        ft_call_unlock(self._call)
         return found
 
 
@@ -386,7 +400,6 @@ cdef class Gpm(Counters):
     """
 
     cdef ft_gpm_call _self
-    cdef double *_gauges
     cdef readonly tuple metrics
 
     def __cinit__(
@@ -400,16 +413,19 @@ cdef class Gpm(Counters):
             raise ValueError(f"Gpm needs functions and at most {FT_GPM_METRICS} metrics")
         if instance is not None and not mig_sample:
             raise ValueError("Gpm of a GPU instance needs nvmlGpmMigSampleGet")
-        self._make(len(self.metrics), totals)
+        self._make(&self._self.call, &self._self.of, &self._self.tell, len(self.metrics), totals)
+        self._self.answers = self._answers
         self._self.metrics = <ft_gpm_get *>calloc(1, sizeof(ft_gpm_get))
-        self._gauges = <double *>calloc(self.count, sizeof(double))
-        if self._self.metrics == NULL or self._gauges == NULL:
+        self._self.scales = <double *>calloc(self._of.count, sizeof(double))
+        self._self.gauges = <double *>calloc(self._of.count, sizeof(double))
+        if self._self.metrics == NULL or self._self.scales == NULL or self._self.gauges == NULL:
             raise MemoryError
         self._self.metrics.version = 1
-        self._self.metrics.count = self.count
-        for i in range(self.count):
+        self._self.metrics.count = self._of.count
+        for i in range(self._of.count):
             self._self.metrics.metrics[i].id = self.metrics[i]
             self._self.metrics.metrics[i].status = FT_NVML_UNKNOWN
+            self._self.gauges[i] = -1
         self._self.sample = <_gpm_sample><void *>sample
         self._self.mig_sample = <_gpm_mig_sample><void *>mig_sample
         self._self.get = <_gpm_get><void *>get
@@ -418,22 +434,26 @@ cdef class Gpm(Counters):
         self._self.samples[0] = <void *><uintptr_t>samples[0]
         self._self.samples[1] = <void *><uintptr_t>samples[1]
         self._self.call.run = ft_gpm_run
-        self._call = &self._self.call
+        self._self.call.took = ft_gpm_took
 
     def __dealloc__(self):
         free(self._self.metrics)
-        free(self._gauges)
+        free(self._self.scales)
+        free(self._self.gauges)
         _alive["gpm"] -= 1
 
     def bind_gauge(self, int index, uint32_t series, double scale):
         """Set ``series`` (a slot) to ``scale`` times number ``index``."""
         self._check(index)
-        self._observers[index].series = series
-        self._gauges[index] = scale
+        ft_call_lock(self._call)
+        self._of.rest[index].series = series
+        self._self.scales[index] = scale
+        ft_call_unlock(self._call)
 
     def take_over(self, Gpm before):
-        """Go on where the call ``before`` was, of the same GPU and with the same samples."""
+        """Go on where the call ``before`` was, of the same GPU and with the same samples. It is not being made."""
         self._go_on(before, self.metrics, before.metrics)
+        self._call.due_ns = before._call.due_ns
         if self._self.samples[0] == before._self.samples[0] and self._self.samples[1] == before._self.samples[1]:
             self._self.latest = before._self.latest
             self._self.sampled = before._self.sampled
@@ -448,43 +468,33 @@ cdef class Gpm(Counters):
         """nvmlReturn_t of the last sample or comparison."""
         return self._self.status
 
-    def fold(self, Ring ring, uint64_t now_ns):
-        """Fold what the last round was answered. Returns how many metrics have no number; all without an answer.
+    cpdef int fold(self, Ring ring) except? -2:
+        """Fold what has come together; returns what ``Fields.fold`` does.
 
         After the first of two samples there is nothing to fold, and 0 is returned.
         """
-        cdef ft_ring *view = &ring.view
-        cdef int failed
-        if ft_call_state(&self._self.call) != FT_CALL_DONE or self._self.status != FT_NVML_SUCCESS:
-            return self.count
-        if self._self.sampled < 2:
-            return 0
-        with nogil:
-            failed = self._fold(view, now_ns)
-        return failed
-
-    cdef int _fold(self, ft_ring *view, uint64_t now_ns) noexcept nogil:
-        cdef int i, failed = 0
-        cdef ft_gpm_metric *metric
-        for i in range(self.count):
-            metric = &self._self.metrics.metrics[i]
-            # NaN is no number either; a counter that does not fit in a double's 53 bits is not exact
-            if metric.status != FT_NVML_SUCCESS or not 0 <= metric.value < <double>INT64_MAX:
-                failed += 1
-            elif self._gauges[i]:
-                ft_ring_set(view, self._observers[i].series, metric.value * self._gauges[i], now_ns)
-            else:
-                self._observe(view, i, <uint64_t>metric.value, now_ns)
-        self._observe_totals(view, now_ns)
+        cdef ft_tallies *of = self._of
+        cdef int i, failed = -1
+        ft_call_lock(self._call)
+        if of.made and ft_call_state(self._call) != FT_CALL_STUCK:
+            failed = of.failed
+        ft_tallies_fold(of, &ring.view)
+        for i in range(of.count):
+            if self._self.scales[i] != 0 and self._self.gauges[i] >= 0:
+                ft_ring_set(&ring.view, of.rest[i].series, self._self.gauges[i], self._self.time_ns)
+                self._self.gauges[i] = -1
+        ft_call_unlock(self._call)
         return failed
 
     def results(self):
-        """(nvmlReturn_t, number) of each metric, as the last call was answered; see ``compared``."""
+        """(nvmlReturn_t, number) of each metric as it was answered last; see ``tell`` and ``compared``."""
         cdef int i
         cdef double value
         cdef list found = []
-        for i in range(self.count):
-            value = self._self.metrics.metrics[i].value
-            status = self._self.metrics.metrics[i].status
+        ft_call_lock(self._call)
+        for i in range(self._of.count):
+            value = self._answers[i].real
+            status = self._answers[i].status
             found.append((status if status or value >= 0 else BAD_NUMBER, value))
+        ft_call_unlock(self._call)
         return found

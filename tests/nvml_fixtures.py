@@ -52,8 +52,8 @@ class Watched:
 
     def fast(self, seconds: float = 0.1) -> None:
         self.node.advance(seconds)
-        self.source.sample_fast()
-        self.source.fold_fast(self.node.now_ns)
+        self.source.read_counters()
+        self.source.fast.fold(self.node.now_ns)
 
     def start(self) -> None:
         """Open, one slow sample, and as many fast ones as it takes to settle what is asked for."""

@@ -150,6 +150,8 @@ class Node:
             if now >= next_tick:
                 with self._lock:
                     now_ns = time.time_ns()
+                    for runner in self.runners:
+                        runner.tick(now_ns)
                     self.reconciler.fold(now_ns)
                     self._look(now_ns)
                     self.ring.tick(now_ns)

@@ -15,7 +15,14 @@ from typing import Any
 from fabrictap import catalog
 from fabrictap.catalog import Event
 from fabrictap.journal import Journal
-from fabrictap.sources import FastSource, RestingSource, Source, SourceAbsent, SourceUnavailable
+from fabrictap.sources import (
+    FastSource,
+    RestingSource,
+    SamplingSource,
+    Source,
+    SourceAbsent,
+    SourceUnavailable,
+)
 
 _log = logging.getLogger(__name__)
 _FIRST_PAUSE = 1.0
@@ -40,6 +47,7 @@ class Runner:
         #: Seconds between two fast samples, as their cost lets it be; 0 for none.
         self._fast_source = source if isinstance(source, FastSource) else None
         self._resting = source if isinstance(source, RestingSource) else None
+        self._sampling = source if isinstance(source, SamplingSource) else None
         self.fast_interval = 0.0 if self._fast_source is None else self._fast_source.fast_interval
         #: CPU seconds that a fast sample takes: the least of the last few.
         self.fast_cost = 0.0
@@ -81,6 +89,19 @@ class Runner:
         """Try again where the source rests and its pause is over. ``now``: seconds, time.monotonic."""
         if self.resting and now >= self._retry_at:
             self.start()
+
+    def tick(self, now_ns: int) -> None:
+        """Fold what a source has read by itself. Under the node's lock, before each row."""
+        if self._sampling is None:
+            return
+        try:
+            self._sampling.tick(now_ns)
+        except Exception as error:  # noqa: BLE001 - a fault of one source must not end the agent
+            self._sampling = None
+            _log.error("source %s: its fast counters end: %s", self.source.name, error)
+            _log.debug("where it failed:", exc_info=error)
+        else:
+            self.fast_interval = self._sampling.sampled_every
 
     def stop(self) -> None:
         """Ask for a last sample and the end; returns at once."""

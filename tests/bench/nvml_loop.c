@@ -40,15 +40,44 @@ int delayed(void *device, int count, struct field *fields)
 	return real(device, count, fields);
 }
 
-/* Returns how many calls and fields had no answer. */
-int loop(get_fields get, void **devices, int gpus, struct field *fields, int count, int rounds)
+/* One more thing that a reader of counters must do: keep what it was told. */
+static uint64_t kept[16 * 128];
+
+static int tick(get_fields get, void **devices, int gpus, struct field *fields, int count)
 {
 	int failed = 0;
 
-	for (int round = 0; round < rounds; round++)
-		for (int gpu = 0; gpu < gpus; gpu++)
-			failed += get(devices[gpu], count, fields + gpu * count) != 0;
-	for (int i = 0; i < gpus * count; i++)
-		failed += fields[i].status != 0;
+	for (int gpu = 0; gpu < gpus; gpu++) {
+		struct field *of = fields + gpu * count;
+
+		failed += get(devices[gpu], count, of) != 0;
+		for (int i = 0; i < count; i++) {
+			failed += of[i].status != 0;
+			kept[gpu * count + i] = of[i].value;
+		}
+	}
+	return failed;
+}
+
+/* Makes `ticks` ticks, period_ns apart: it sleeps until each; 0: without sleeping. Returns how many calls and
+ * fields had no answer. */
+int loop(get_fields get, void **devices, int gpus, struct field *fields, int count, int ticks, uint64_t period_ns)
+{
+	uint64_t at = now();
+	int failed = 0;
+
+	if (gpus * count > (int)(sizeof(kept) / sizeof(*kept)))
+		return -1;
+	for (int i = 0; i < ticks; i++) {
+		if (period_ns) {
+			struct timespec until;
+
+			at += period_ns;
+			until.tv_sec = (time_t)(at / 1000000000u);
+			until.tv_nsec = (long)(at % 1000000000u);
+			clock_nanosleep(CLOCK_MONOTONIC, TIMER_ABSTIME, &until, 0);
+		}
+		failed += tick(get, devices, gpus, fields, count);
+	}
 	return failed;
 }

@@ -27,7 +27,9 @@ from fabrictap.catalog import (
     HW_STATUS,
     NVLINK_IO,
 )
+from fabrictap.ext import calls as native_calls
 from fabrictap.ext import nvml
+from fabrictap.ext.calls import Calls
 from fabrictap.sources import SourceUnavailable
 from fabrictap.sources.nvml.patience import Hung, Patience
 from support import eventually, require
@@ -328,23 +330,24 @@ def entry(built_nvml, tmp_path, monkeypatch):
 def test_native_objects_are_freed(entry):
     function, device, _ = entry
     gc.collect()
-    before = nvml.alive()
-    calls = nvml.Calls(2)
+    before = nvml.alive() | native_calls.alive()
+    calls = Calls(2)
     made = [nvml.Fields(function, device, [(197, 0), (138, 3)], 2) for _ in range(10)]
     assert calls.round(made, 5.0) == 0
-    assert all(one.answered and one.results()[0][0] == 0 for one in made)
-    assert nvml.alive() != before
+    assert all(one.answered and one.status == 0 for one in made)
+    now = nvml.alive() | native_calls.alive()
+    assert (now["calls"], now["fields"]) == (before["calls"] + 1, before["fields"] + 10)
     calls.close()
     calls.close()
     del made, calls
     gc.collect()
-    assert nvml.alive() == before
+    assert nvml.alive() | native_calls.alive() == before
 
 
 def test_many_rounds_do_not_grow_the_process_nor_its_threads(entry):
     function, device, _ = entry
     process = psutil.Process()
-    calls = nvml.Calls(2)
+    calls = Calls(2)
     made = [nvml.Fields(function, device, [(138, link) for link in range(18)]) for _ in range(8)]
 
     def rounds(count):
@@ -365,7 +368,7 @@ def test_made_and_dropped_again_and_again_nothing_grows(entry):
 
     def churn(count):
         for _ in range(count):
-            calls = nvml.Calls(2)
+            calls = Calls(2)
             assert calls.round([nvml.Fields(function, device, [(197, 0)] * 200, 2)], 5.0) == 0
             calls.close()
 
@@ -377,7 +380,7 @@ def test_made_and_dropped_again_and_again_nothing_grows(entry):
 
 def test_as_many_threads_as_allowed_are_left_behind_and_no_more(entry):
     function, device, node = entry
-    calls = nvml.Calls(2)
+    calls = Calls(2)
     made = [nvml.Fields(function, device, [(197, 0)]) for _ in range(4)]
     with node.hang(FIELDS):
         assert calls.round(made, 0.05) == errno.EBUSY
@@ -393,7 +396,7 @@ def test_as_many_threads_as_allowed_are_left_behind_and_no_more(entry):
 
 def test_what_is_stuck_outlives_its_owner(entry):
     function, device, node = entry
-    calls = nvml.Calls(2)
+    calls = Calls(2)
     one = nvml.Fields(function, device, [(197, 0)])
     hang = node.hang(FIELDS)
     calls.round([one], 0.05)
@@ -422,7 +425,7 @@ def test_wrong_arguments_are_refused(entry):
             bad()
     with pytest.raises(ValueError, match="nvmlGpmMigSampleGet"):
         nvml.Gpm(function, 0, function, device, 1, (1, 2), [10])
-    calls = nvml.Calls(1)
+    calls = Calls(1)
     calls.close()
     with pytest.raises(RuntimeError):
         calls.round([one], 1.0)
@@ -432,12 +435,12 @@ def test_wrong_arguments_are_refused(entry):
 
 
 def test_patience_leaves_a_call_behind_and_goes_on_with_another_thread():
-    patience = Patience("test", 1)
+    patience = Patience(Calls(1))
     let_go = threading.Event()
     callers = set()
 
     def call(wait=None):
-        callers.add(threading.current_thread())
+        callers.add(threading.get_native_id())
         if wait is not None:
             wait.wait()
         return 7
@@ -452,10 +455,9 @@ def test_patience_leaves_a_call_behind_and_goes_on_with_another_thread():
     eventually(lambda: hung.value.call.returned, "it has returned")
     assert patience.run(call, 5) == 7
     assert len(callers) == 2
-    assert threading.current_thread() not in callers
+    assert threading.get_native_id() not in callers
     with pytest.raises(ZeroDivisionError):
         patience.run(lambda: 1 // 0, 5)
-    patience.close()
 
 
 def test_the_real_library_without_a_driver_says_so_in_one_line():

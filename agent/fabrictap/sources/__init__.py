@@ -56,6 +56,17 @@ class Expiring(Protocol):
 
 
 @runtime_checkable
+class SamplingSource(Protocol):
+    """A source that reads its fast counters by itself, in a thread of its own and without Python."""
+
+    #: Seconds between two reads, as their cost lets it be; 0 where there are none.
+    sampled_every: float
+
+    def tick(self, now_ns: int) -> None:
+        """Fold what was read since the last tick. Under the node's lock, before each row; does not block."""
+
+
+@runtime_checkable
 class FastSource(Protocol):
     """A source whose counters are also read between two samples, for the peaks of their rates."""
 

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from fabrictap.catalog import GPU_IO, Metric
+from fabrictap.ext.nvml import NO_ANSWER
 from fabrictap.ext.ring import NO_SERIES
 from fabrictap.ledger.providers import Figure, Offer, Providers
 from fabrictap.series import AttributeValue, Series, SeriesTable
@@ -135,9 +136,10 @@ class Batch:
         self.table = desk.table
         self.providers = desk.providers
         self.interval = interval
-        #: What the next round makes; None while nothing is to be asked.
+        #: What is made next; None while nothing is to be asked.
         self.call: Any = None
-        self.due_at = 0.0
+        #: Not before, after the call as a whole has failed; and where ``Fast.sample`` makes it.
+        self.due_at = self.sample_at = 0.0
         #: Why the last call as a whole had no answer; None where it had.
         self.trouble: str | None = None
         self._make = make
@@ -196,16 +198,27 @@ class Batch:
                 if key in self._keys:
                     self.call.bind(self._keys[key], NO_SERIES, 1, 64)
 
-    def fold(self, read_ns: int, now: float) -> None:
-        """Fold what the last round brought; ``now`` is of the clock."""
-        failed = self.call.fold(self.table.ring, read_ns)
+    def quiet_until(self) -> float:
+        """Until when (of the clock) nobody has to look as long as all numbers have answers; 0: not now."""
+        return 0.0 if self._full or self.trouble is not None else self._ask_all_at
+
+    def look(self, failed: int, now_ns: int, now: float) -> None:
+        """Look at what ``fold`` of the call has returned; ``now`` is of the clock."""
+        call = self.call
         if not failed and not self._full and self.trouble is None:
             if now >= self._ask_all_at:
-                self.ask_all(read_ns)
-        elif self.call.stuck or not self.call.answered or self.call.status:
-            self._failed(read_ns)
-        elif self._compared:
-            self._settle(read_ns)
+                self.ask_all(now_ns)
+        elif failed == NO_ANSWER:
+            if call.stuck:  # asked again when it has returned, and then looked at
+                call.tell = True
+                self.trouble = "hung"
+                self.fail(self.trouble)
+        else:
+            if call.status:
+                self._failed(now_ns)
+            elif self._compared:
+                self._settle(now_ns)
+            call.resume()
 
     def fail(self, reason: str) -> None:
         """Nothing of this can be had now."""
@@ -227,18 +240,12 @@ class Batch:
         return bool(getattr(self.call, "compared", True))
 
     def _failed(self, now_ns: int) -> None:
-        if not self.call.stuck and not self.call.answered:
-            return  # this round did not come to it
-        if self.call.stuck:
-            self.trouble = "hung"
-            self.fail(self.trouble)
-            return  # asked again when it has returned
         if self._full and self.call.status == _INVALID_ARGUMENT and not self._modest:
             self._modest = True  # a library that refuses all of a call for one number that it does not know
         else:
             self.trouble = reason_of(self.call.status)
             self.fail(self.trouble)
-            self.due_at = self._clock() + max(self.interval, self._retry)
+            self.due_at = self._clock() + self._retry
             self._retry = min(2 * self._retry, _LAST_RETRY)
         self.ask_all(now_ns)
 
@@ -276,6 +283,8 @@ class Batch:
             self.call = None
             return
         self.call = self._make(keys, len(_SIDES) if self._total is not None else 0)
+        self.call.tell = self._full
+        self.call.every = self.interval
         for one in self._figures:
             if one.bound and one.active is not None:
                 candidate = one.active

@@ -36,7 +36,9 @@ class Batches:
         self._generation = 0
         self._made_of: dict[str, tuple[int, int]] = {}
 
-    def update(self, fast: Fast, library: Library, before: Device | None, device: Device) -> None:
+    def update(
+        self, fast: Fast, library: Library, before: Device | None, device: Device, now_ns: int
+    ) -> None:
         """Ask ``device`` for what it has."""
         if not device.address:
             fast.replace(device.id, ())
@@ -45,7 +47,7 @@ class Batches:
         if before is not None and (before.gpu, before.gpm) == (device.gpu, device.gpm):
             if self._made_of.get(device.id) == made_of:
                 return
-            if fast.renew(device.id, self._makes(library, device)):
+            if fast.renew(device.id, self._makes(library, device), now_ns):
                 self._made_of[device.id] = made_of
                 return
         self._made_of[device.id] = made_of

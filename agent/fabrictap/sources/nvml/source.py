@@ -1,8 +1,8 @@
 """The source ``nvml``: NVLink, PCIe, memory, health and processes of NVIDIA GPUs.
 
-Three threads call the driver: the runner's for the slow tier, the runner's for the fast tier, and one that
-waits for XIDs. The first two make every call through a thread that can be left behind, so that a GPU whose
-calls hang costs itself only: it is left out until its call has returned.
+Two threads call the driver. One makes the slow tier's calls, while the runner's thread waits for each, and the
+fast tier's by itself. It can be left behind, so that a GPU whose calls hang costs itself only: it is left out
+until its call has returned. The other waits for XIDs.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from functools import partial
 from typing import Any, TypeVar
 
 from fabrictap import catalog, config
+from fabrictap.ext.calls import Calls, Task
 from fabrictap.ledger import Ledger
 from fabrictap.ledger.providers import NVML
 from fabrictap.series import AttributeValue, Series, SeriesTable
@@ -28,7 +29,7 @@ from fabrictap.sources.nvml.fast import Fast
 from fabrictap.sources.nvml.figures import Figures, Live, Reading
 from fabrictap.sources.nvml.health import Health, status
 from fabrictap.sources.nvml.library import Library, NvmlFailed
-from fabrictap.sources.nvml.patience import Hung, Patience, Task
+from fabrictap.sources.nvml.patience import Hung, Patience
 
 _log = logging.getLogger(__name__)
 T = TypeVar("T")
@@ -38,8 +39,8 @@ _SCAN_INTERVAL = 60.0
 #: Seconds until NVML is started anew because a GPU is lost: doubling from the first to the last.
 _RESTART_FIRST = 60.0
 _RESTART_LAST = 3600.0
-#: Threads that may be left behind in the driver, in each tier.
-_THREADS = 16
+#: Threads that may be left behind in the driver.
+_THREADS = 32
 
 
 @dataclass(slots=True)
@@ -70,8 +71,6 @@ class Nvml:
         wall: Callable[[], int] = time.time_ns,
     ) -> None:
         self.interval = float(config.interval)
-        #: Seconds between two rounds of the fast tier; 0: in the slow tier only.
-        self.fast_interval = float(config.fast_interval)
         self.deadline = max(30.0, 2 * self.interval)
         self.waited = 0.0
         self.errors: dict[str, int] = {}
@@ -79,7 +78,11 @@ class Nvml:
         self.limit = 2.0
         #: Seconds of one wait for XIDs: how long the thread takes to end.
         self.wait = 1.0
-        self.fast = Fast(self.errors, clock, wall, threads=_THREADS)
+        self._calls = Calls(_THREADS)
+        self.fast = Fast(
+            series.ring, self._calls, self.errors, clock, wall,
+            interval=float(config.fast_interval), longest=self.interval / 2,
+        )  # fmt: skip
         self._config = config
         self._table = series
         self._ledger = ledger
@@ -89,7 +92,7 @@ class Nvml:
         #: Closed while a call was in it: still loaded and initialised.
         self._left: list[Library] = []
         self._health: Health | None = None
-        self._patience = Patience("nvml", _THREADS)
+        self._patience = Patience(self._calls)
         self._batches = Batches(config.gpm, series, ledger.providers, clock)
         self._xids: Xids | None = None
         self._xids_tried: frozenset[str] = frozenset()
@@ -104,7 +107,7 @@ class Nvml:
         self._restart_pause = _RESTART_FIRST
         #: NVML was started anew: handles from before are not to be used.
         self._void = False
-        #: Held while the fast tier is in the library, and while the library is opened or closed.
+        #: Held while it is decided what the fast tier makes, and while the library is opened or closed.
         self._in_library = threading.Lock()
         self._ready = False
         self._leave_out: frozenset[str] = frozenset()
@@ -143,8 +146,8 @@ class Nvml:
             return Sample(gone=error.reason)  # fold takes out what there was
         if not sample.devices and not had:
             raise SourceUnavailable("no NVIDIA GPU: the driver is loaded and lists none")
-        if not self.fast_interval:
-            self.sample_fast()
+        if not self._config.fast_interval:
+            self.read_counters()
         return sample
 
     def fold(self, sample: Sample, now_ns: int) -> None:
@@ -171,8 +174,8 @@ class Nvml:
         self.fast.recheck(now_ns)
         self._leave_out = frozenset(sample.troubles) | frozenset(self._hung)
         self._ready = True
-        if not self.fast_interval:
-            self.fold_fast(now_ns)
+        if not self._config.fast_interval:
+            self.fast.fold(now_ns)
 
     def close(self) -> None:
         """Unload the library, unless a call has not returned from it: then it stays where it is."""
@@ -181,12 +184,13 @@ class Nvml:
         self._xids_tried = frozenset()
         waiting = xids is not None and not xids.close(self.limit)
         with self._in_library:
+            self.fast.pause()
             library, self._library = self._library, None
             if library is not None:
                 self._left.append(library)
             if not waiting:
                 self._unload()
-        self._patience.close()
+            self._calls.park()
         self._health = None
         self._devices = ()
         self._hung.clear()
@@ -194,7 +198,7 @@ class Nvml:
 
     def _unload(self) -> None:
         """Unload what is not used any more, once no call is left in it."""
-        while self._left and not self._patience.stuck and not self.fast.stuck:
+        while self._left and not self._calls.stuck:
             library = self._left.pop()
             try:
                 self._patience.run(partial(self._batches.free, library), self.limit)
@@ -204,17 +208,28 @@ class Nvml:
 
     # --- the fast tier ----------------------------------------------------------------------------
 
-    def sample_fast(self) -> None:
-        """Read the counters of NVLink and PCIe once."""
+    @property
+    def sampled_every(self) -> float:
+        """Seconds between two reads of the counters, as their cost lets it be; 0: there is no thread."""
+        return self.fast.interval
+
+    def tick(self, now_ns: int) -> None:
+        """Fold the counters of NVLink and PCIe, and have them read until the next tick."""
+        # whoever holds it opens or closes the library: then there is nothing to read
+        if self._config.fast_interval and self._in_library.acquire(blocking=False):
+            try:
+                if self._ready:
+                    self.fast.tick(now_ns, self._leave_out)
+            finally:
+                self._in_library.release()
+
+    def read_counters(self) -> None:
+        """Read the counters of NVLink and PCIe once, where nothing reads them by itself. May block."""
         if not self._ready:
             return
         with self._in_library:
             if self._ready:
                 self.fast.sample(self._leave_out)
-
-    def fold_fast(self, now_ns: int) -> None:  # noqa: ARG002 - the time is when it was read
-        """Fold what was read."""
-        self.fast.fold()
 
     # --- reading ----------------------------------------------------------------------------------
 
@@ -348,7 +363,7 @@ class Nvml:
         self._restart_pause = min(2 * self._restart_pause, _RESTART_LAST)
         self._restart_at = now + self._restart_pause
         library = self._library
-        if library is None or self._patience.stuck or self.fast.stuck:
+        if library is None or self._calls.stuck:
             return
         if self._xids is not None and not self._xids.close(self.limit):
             return
@@ -356,6 +371,7 @@ class Nvml:
         self._xids_tried = frozenset()
         with self._in_library:
             self._ready = False  # until fold has renewed what points into the library
+            self.fast.pause()
             self._batches.free(library)
             try:
                 self._patience.run(library.restart, self.limit)
@@ -411,7 +427,7 @@ class Nvml:
                 if mig.device not in device.gpu.migs:
                     self._figures.drop(mig.device.id, now_ns)
             assert self._library is not None
-            self._batches.update(self.fast, self._library, known, device)
+            self._batches.update(self.fast, self._library, known, device, now_ns)
             self._known[gpu] = device
 
     def _drop(self, gpu: str, now_ns: int) -> None:

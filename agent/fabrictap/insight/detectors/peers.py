@@ -45,7 +45,7 @@ class Peers:
         }
         for pair in [pair for pair, since_ns in self._new.items() if now_ns - since_ns > _NEW_NS]:
             del self._new[pair]
-        # A job has many connections to each peer: once there is nothing to say of one, there is not of the next.
+        # A job has many connections to each peer: what is quiet on one of them is quiet on the next.
         quiet: set[tuple[int, str]] = set()
         for connection in (*context.ended, *context.batch):
             peer = connection.peer_gid

@@ -1,8 +1,8 @@
 """The source ``nvml``: NVLink, PCIe, memory, health and processes of NVIDIA GPUs.
 
-Two threads call the driver. One makes the slow tier's calls, while the runner's thread waits for each, and the
-fast tier's by itself. It can be left behind, so that a GPU whose calls hang costs itself only: it is left out
-until its call has returned. The other waits for XIDs.
+Two threads call the driver. One makes the slow tier's calls, while the runner's thread waits for each, and
+the fast tier's by itself. It can be left behind, so that a GPU whose calls hang costs itself only: it is left
+out until its call has returned. The other waits for XIDs.
 """
 
 from __future__ import annotations

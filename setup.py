@@ -119,6 +119,8 @@ _DECLARATIONS = [
     *(ROOT / "ext").glob("*.h"),
     *(ROOT / "ext").glob("*.pxd"),
     ROOT / "probes" / "include" / "records.h",
+    ROOT / "probes" / "include" / "work.h",
+    ROOT / "probes" / "include" / "verbs_abi.h",
 ]
 
 
@@ -149,10 +151,12 @@ setup(
             extension("dcgm", ["dl"]),
             extension("connections", []),
             extension("posts", []),
+            extension("completions", ["m"]),
             extension("fold", []),
             extension("regions", []),
             extension("layout", []),
             extension("exposition", ["m"]),
+            extension("calibrate", []),
         ],
         include_path=["ext", str(declarations())],
         build_dir="build/cython",

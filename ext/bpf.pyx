@@ -175,13 +175,23 @@ cdef Link _link(libbpf.bpf_link *raw, Object owner):
 
 
 cdef class Object:
-    """One BPF object file. Raises BpfError, with libbpf's reason, wherever the kernel refuses."""
+    """One BPF object file. Raises BpfError, with libbpf's reason, wherever the kernel refuses.
 
-    def __cinit__(self, str path):
+    ``types``: a file of BTF that says where the kernel's fields are, in place of the kernel's own.
+    """
+
+    def __cinit__(self, str path, str types=None):
         cdef bytes encoded = os.fsencode(path)
+        cdef bytes custom
+        cdef libbpf.bpf_object_open_opts options
         self.path = path
+        memset(&options, 0, sizeof(options))
+        options.sz = sizeof(options)
+        if types is not None:
+            custom = os.fsencode(types)
+            options.btf_custom_path = custom
         _said.clear()
-        self._object = libbpf.bpf_object__open_file(encoded, NULL)
+        self._object = libbpf.bpf_object__open_file(encoded, &options)
         if self._object is NULL:
             raise BpfError(f"open {path}", c_errno.errno, tuple(_said))
 
@@ -324,6 +334,19 @@ cdef class Object:
             raise BpfError(f"attach {name} at {path}+{offset:#x}", c_errno.errno, tuple(_said))
         return _link(link, self)
 
+    def run_time(self, str name):
+        """(nanoseconds, runs) of a loaded program, as far as the kernel keeps such statistics, which it does
+        where kernel.bpf_stats_enabled is set; cumulative. Raises BpfError."""
+        cdef libbpf.bpf_prog_info info
+        cdef uint32_t size = sizeof(info)
+        memset(&info, 0, sizeof(info))
+        cdef int error = libbpf.bpf_obj_get_info_by_fd(
+            libbpf.bpf_program__fd(self._program(name)), &info, &size
+        )
+        if error:
+            raise BpfError(f"statistics of {name}", -error)
+        return info.run_time_ns, info.run_cnt
+
     def map(self, str name):
         """The map ``name``. After load."""
         if not self.loaded and self._map(name) is not NULL:
@@ -405,6 +428,16 @@ cdef class Map:
         if libbpf.bpf_map_lookup_elem(self._fd, <const char *>key, data):
             return None
         return bytes(value)
+
+    def set(self, bytes key, bytes value):
+        """Add or replace the value of ``key``, of a map that is not per-CPU. Raises BpfError."""
+        cdef int error
+        self._check(key)
+        if self.cpus != 1 or len(value) != <Py_ssize_t>self.value_size:
+            raise ValueError(f"a value has {self.value_size} bytes, got {len(value)}")
+        error = libbpf.bpf_map_update_elem(self._fd, <const char *>key, <const char *>value, 0)
+        if error:
+            raise BpfError("write map", -error)
 
     def delete(self, bytes key):
         """Remove ``key``; False if it was not there."""

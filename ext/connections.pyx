@@ -23,12 +23,13 @@ cdef extern from "<arpa/inet.h>" nogil:
 # made, because the package that they are in imports this module.
 cdef tuple _types, _states, _coverages, _origins, _operations
 cdef dict _type_of, _state_of, _coverage_of, _origin_of, _operation_of
+cdef int _estimated
 _types = None
 
 
 cdef _learn():
     global _types, _states, _coverages, _origins, _operations
-    global _type_of, _state_of, _coverage_of, _origin_of, _operation_of
+    global _type_of, _state_of, _coverage_of, _origin_of, _operation_of, _estimated
     from fabrictap.ledger import names
 
     if len(names.OPERATIONS) > FT_OPERATIONS:
@@ -36,6 +37,7 @@ cdef _learn():
     _types, _type_of = names.QP_TYPES, _places(names.QP_TYPES)
     _states, _state_of = names.QP_STATES, _places(names.QP_STATES)
     _coverages, _coverage_of = names.COVERAGES, _places(names.COVERAGES)
+    _estimated = _coverage_of["estimated"]
     _origins, _origin_of = names.ORIGINS, _places(names.ORIGINS)
     _operations, _operation_of = names.OPERATIONS, _places(names.OPERATIONS)
 
@@ -232,13 +234,20 @@ cdef class ConnectionRow:
     def since_ns(self):
         return self.row.since_ns or None
 
-    def cover(self, str kind, since_ns):
-        """How well posts are seen, and since when where that is not since the queue pair's start."""
+    @property
+    def fraction(self):
+        """The share of its time in which its posts were seen, where that is known not to be all of it."""
+        return self.row.fraction if self.row.coverage == _estimated else None
+
+    def cover(self, str kind, since_ns, fraction=None):
+        """How well posts are seen, since when where that is not since the queue pair's start, and in which
+        share of the time since then where the coverage is estimated."""
         cdef int place = _place(_coverage_of, kind, "coverage")
         cdef uint64_t since = since_ns or 0
         self._open()
         self.row.coverage = place
         self.row.since_ns = since
+        self.row.fraction = fraction or 0.0
         self._close()
 
     @property

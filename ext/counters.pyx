@@ -12,7 +12,7 @@ one that moves is read in every pass.
 from cpython.mem cimport PyMem_Free, PyMem_Realloc
 from libc.errno cimport EINTR, errno
 from libc.stdint cimport INT64_MAX, UINT64_MAX, uint32_t, uint64_t
-from posix.time cimport CLOCK_MONOTONIC, CLOCK_REALTIME, clock_gettime, timespec
+from posix.time cimport CLOCK_MONOTONIC, clock_gettime, timespec
 from posix.types cimport off_t
 from posix.unistd cimport close as c_close
 
@@ -68,7 +68,7 @@ cdef struct Slot:
     # The largest rate between two readings of a rest, in units of the series a second; 0: none.
     float peak
     uint64_t value
-    # When it was read, of a fast slot: nanoseconds since the epoch.
+    # When it was read, of a fast slot, by CLOCK_MONOTONIC: a rate must not follow the clock of the wall.
     uint64_t time_ns
     ft_observer observer
 
@@ -135,7 +135,7 @@ cdef void _read_fast(Slot *slot, bint rate) noexcept nogil:
     cdef bint known = slot.status == _OK and before_ns != 0
     cdef float found
     _read_slot(slot)
-    slot.time_ns = _now_ns(CLOCK_REALTIME)
+    slot.time_ns = _now_ns(CLOCK_MONOTONIC)
     if rate and known and slot.status == _OK and slot.value > before and slot.time_ns > before_ns:
         found = <float>(<double>((slot.value - before) * slot.observer.scale) * 1e9 / <double>(slot.time_ns - before_ns))
         if found > slot.peak:

@@ -145,6 +145,7 @@ static const struct ft_field ft_fields[] = {
 	FT_FIELD(ft_connection, out_bytes),
 	FT_FIELD(ft_connection, in_rate),
 	FT_FIELD(ft_connection, out_rate),
+	FT_FIELD(ft_connection, fraction),
 	FT_FIELD(ft_connection, reserved),
 };
 

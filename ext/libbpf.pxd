@@ -25,6 +25,10 @@ cdef extern from "<bpf/libbpf.h>" nogil:
         size_t sz
         bint retprobe
 
+    cdef struct bpf_object_open_opts:
+        size_t sz
+        const char *btf_custom_path
+
     int libbpf_num_possible_cpus()
     int libbpf_probe_bpf_helper(int prog_type, int helper_id, const void *opts)
 
@@ -73,7 +77,9 @@ cdef extern from "<bpf/bpf.h>" nogil:
     )
     int bpf_map_get_next_key(int fd, const void *key, void *next_key)
     int bpf_map_lookup_elem(int fd, const void *key, void *value)
+    int bpf_map_update_elem(int fd, const void *key, const void *value, uint64_t flags)
     int bpf_map_delete_elem(int fd, const void *key)
+    int bpf_obj_get_info_by_fd(int fd, void *info, uint32_t *length)
 
 
 cdef extern from "<bpf/btf.h>" nogil:
@@ -102,6 +108,10 @@ cdef extern from "<linux/btf.h>" nogil:
 
 
 cdef extern from "<linux/bpf.h>" nogil:
+    cdef struct bpf_prog_info:
+        uint64_t run_time_ns
+        uint64_t run_cnt
+
     const int BPF_PROG_TYPE_KPROBE
     const int BPF_FUNC_loop
     const int BPF_MAP_TYPE_PERCPU_HASH

@@ -186,7 +186,8 @@ struct ft_connection {
 	uint64_t out_bytes;
 	float in_rate; /* bytes per second over the last row */
 	float out_rate;
-	uint8_t reserved[48];
+	float fraction; /* of its time in which its posts were seen; of coverage estimated */
+	uint8_t reserved[44];
 };
 _Static_assert(sizeof(struct ft_connection) == 512, "documented in docs/ring.md");
 enum ft_known { FT_HAS_PEER_QPN = 1, FT_HAS_SQ_PSN = 2, FT_HAS_RQ_PSN = 4, FT_HAS_PID = 8 };

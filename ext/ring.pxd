@@ -158,6 +158,7 @@ cdef extern from "ring.h" nogil:
         uint64_t out_bytes
         float in_rate
         float out_rate
+        float fraction
 
     cdef struct ft_ring:
         ft_ring_header *header

@@ -64,8 +64,9 @@ cdef class Ring:
 
     ``series``, ``connections``, ``events`` are capacities, ``rows`` the number of ticks of ``tick_ns`` that
     are kept. A slot is given to another series ``grace_ns`` after its last one was released, not sooner.
-    ``inbound`` and ``outbound`` are bit masks of the opcodes whose bytes come in and go out. Memory is taken as it is needed, so that a
-    file system that is full refuses a series instead of killing the agent. Raises OSError.
+    ``inbound`` and ``outbound`` are bit masks of the opcodes whose bytes come in and go out. Memory is taken
+    as it is needed, so that a file system that is full refuses a series instead of killing the agent. Takes
+    ``fd`` over, even where it raises OSError.
     """
 
     def __cinit__(self):

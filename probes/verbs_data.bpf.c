@@ -11,6 +11,7 @@
 
 #define MAX_CHAIN (1 << 14)	/* work requests in one post; the deepest send queues hold 32k */
 #define MAX_CHAIN_BOUNDED 64	/* the same where the kernel has no bpf_loop (before 5.17) */
+#define REQUESTS_OF_A_HIT 8	/* more requests of a chain that cost as much as stopping the process once */
 
 struct gid {
 	__u8 raw[FT_GID_LEN];
@@ -119,10 +120,13 @@ static __always_inline bool taken(struct pt_regs *ctx, struct call *call, __u64 
 static __always_inline int count_chain(__u8 queue, __u64 address, __u64 first, __u64 end)
 {
 	struct walk walk = { .next = first, .end = end };
+	long more;
 
 	if (!key_of(&walk.key, queue, address) || step(0, &walk))
 		return 0;
-	bpf_loop(MAX_CHAIN, step, &walk, 0);
+	more = bpf_loop(MAX_CHAIN, step, &walk, 0);
+	if (more >= REQUESTS_OF_A_HIT)
+		meter((__u32)more / REQUESTS_OF_A_HIT);
 	if (walk.next && walk.next != walk.end)
 		lose(FT_LOSS_CHAIN);
 	return 0;
@@ -143,6 +147,7 @@ static __always_inline int offered(struct pt_regs *ctx, __u8 queue)
 {
 	__u64 first = PT_REGS_PARM2(ctx);
 
+	meter(1);
 	return first ? count_chain(queue, PT_REGS_PARM1(ctx), first, 0) : 0;
 }
 
@@ -175,6 +180,7 @@ static __always_inline int offered_bounded(struct pt_regs *ctx, __u8 queue)
 {
 	__u64 next = PT_REGS_PARM2(ctx);
 
+	meter(1);
 	for (int i = 0; i < MAX_CHAIN_BOUNDED && next; i++)
 		next = count_one(PT_REGS_PARM1(ctx), next, queue);
 	if (next)
@@ -287,6 +293,7 @@ int create_ah(struct pt_regs *ctx)
 	struct user_ah_attr attr;
 	struct gid gid;
 
+	meter(1);
 	if (bpf_probe_read_user(&attr, sizeof(attr), (void *)PT_REGS_PARM2(ctx))) {
 		lose(FT_LOSS_FAULT);
 		return 0;

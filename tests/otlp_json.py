@@ -84,6 +84,19 @@ class Span:
         return all(self.attributes.get(key) == value for key, value in attributes.items())
 
 
+@dataclass(frozen=True)
+class Log:
+    """One log event. The time is in nanoseconds since the epoch."""
+
+    name: str
+    time_ns: int
+    body: str
+    attributes: Mapping[str, Value]
+
+    def __getitem__(self, key: str) -> Value:
+        return self.attributes[key]
+
+
 class Reader:
     """Everything in a file of OTLP/JSON lines. The file may not be there yet, and grow; not be rotated."""
 
@@ -98,8 +111,7 @@ class Reader:
         #: Series whose newest point says that they have ended.
         self.ended: set[Key] = set()
         self.spans: list[Span] = []
-        #: Log events: (event name, time in ns since the epoch, attributes).
-        self.logs: list[tuple[str, int, dict[str, Value]]] = []
+        self.logs: list[Log] = []
         #: Metric requests read: one export each, unless one is so large that it is split.
         self.exports = 0
         self._offset = 0
@@ -150,9 +162,22 @@ class Reader:
         for resource in request.get("resourceLogs", ()):
             for scope in resource["scopeLogs"]:
                 self.logs += [
-                    (raw["eventName"], int(raw["timeUnixNano"]), plain(raw.get("attributes", ())))
+                    Log(
+                        raw["eventName"],
+                        int(raw["timeUnixNano"]),
+                        raw["body"]["stringValue"],
+                        plain(raw.get("attributes", ())),
+                    )
                     for raw in scope["logRecords"]
                 ]
+
+    def opened(self, *kinds: str) -> list[Log]:
+        """The findings of these kinds that were opened, in order."""
+        return [
+            log
+            for log in self.logs
+            if log["fabrictap.finding.kind"] in kinds and log["fabrictap.finding.state"] == "opened"
+        ]
 
     def _add(self, point: Point) -> None:
         self.points.append(point)

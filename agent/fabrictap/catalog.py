@@ -36,7 +36,7 @@ class Attribute:
     """One attribute key. ``values`` lists the closed set of values where there is one."""
 
     name: str
-    type: type[str] | type[int] | type[bool]
+    type: type[str] | type[int] | type[float] | type[bool]
     meaning: str
     values: tuple[str, ...] = ()
 
@@ -173,6 +173,45 @@ RDMA_OPERATION = Attribute(
         "recv",
         "unknown",
     ),
+)
+RDMA_COMPLETION_STATUS = Attribute(
+    "rdma.completion.status",
+    str,
+    "Status of a work completion with an error, enum ibv_wc_status without its prefix",
+    (
+        "loc_len_err",
+        "loc_qp_op_err",
+        "loc_eec_op_err",
+        "loc_prot_err",
+        "wr_flush_err",
+        "mw_bind_err",
+        "bad_resp_err",
+        "loc_access_err",
+        "rem_inv_req_err",
+        "rem_access_err",
+        "rem_op_err",
+        "retry_exc_err",
+        "rnr_retry_exc_err",
+        "loc_rdd_viol_err",
+        "rem_inv_rd_req_err",
+        "rem_abort_err",
+        "inv_eecn_err",
+        "inv_eec_state_err",
+        "fatal_err",
+        "resp_timeout_err",
+        "general_err",
+        "tm_err",
+        "tm_rndv_incomplete",
+        "unknown",
+    ),
+)
+RDMA_COMPLETION_UNMATCHED = Attribute(
+    "rdma.completion.unmatched",
+    str,
+    "Why a completion has no latency. earlier: posted before the window; ambiguous: it may have been, for "
+    "its wr_id is not unique; mismatched: no request is outstanding that it could complete; lost: the window "
+    "lost records; overflowed: too many queue pairs to remember",
+    ("earlier", "ambiguous", "mismatched", "lost", "overflowed"),
 )
 RDMA_MR_ACCESS = Attribute(
     "rdma.memory_region.remote_access",
@@ -380,10 +419,18 @@ COVERAGE = Attribute(
     "fabrictap.coverage",
     str,
     "exact: every post since the queue pair was made; since: posts from fabrictap.coverage.since on; "
-    "control_only: posts of this process cannot be seen, the connection is known from the kernel",
-    ("exact", "since", "control_only"),
+    "estimated: posts in a part of the time, because counting all of them would have cost the process more "
+    "than sources.verbs.budget allows; what was counted stands as it is, nothing is scaled up; control_only: "
+    "posts of this process cannot be seen, the connection is known from the kernel",
+    ("exact", "since", "estimated", "control_only"),
 )
 COVERAGE_SINCE = Attribute("fabrictap.coverage.since", str, "Start of the observation, RFC 3339, UTC")
+COVERAGE_FRACTION = Attribute(
+    "fabrictap.coverage.fraction",
+    float,
+    "Where the coverage is estimated: the share of the connection's time, since fabrictap.coverage.since "
+    "where that is there, in which its posts were counted. Without figures where it is 0",
+)
 ORIGIN = Attribute(
     "fabrictap.origin",
     str,
@@ -395,6 +442,26 @@ DETECTOR = Attribute("fabrictap.detector", str, "A detector of the agent, as in 
 PROBE = Attribute("fabrictap.probe", str, "A BPF program of the agent")
 PROBE_METHOD = Attribute(
     "fabrictap.probe.method", str, "How it is attached", ("fexit", "kprobe", "tracepoint", "uprobe", "none")
+)
+PROBE_ENTRY = Attribute(
+    "fabrictap.probe.entry",
+    str,
+    "What the kernel does with the instruction that the probe replaces: emulates it, or single-steps it",
+    ("emulated", "stepped"),
+)
+BUDGET_STATE = Attribute(
+    "fabrictap.budget.state",
+    str,
+    "full: all posts of the process are counted; reduced: in a part of the time; detached: for a moment now "
+    "and then, to see whether its rate has fallen; off: the configuration says that they are not",
+    ("full", "reduced", "detached", "off"),
+)
+BUDGET_DECISION = Attribute(
+    "fabrictap.budget.decision",
+    str,
+    "reduced, detached: a process was let go, for a time; window: it is counted again, to see what it "
+    "costs; restored: it is counted in full again",
+    ("reduced", "detached", "window", "restored"),
 )
 LOSS = Attribute(
     "fabrictap.loss.reason",
@@ -435,6 +502,13 @@ WORKLOAD_LOSS = Attribute(
         "environ_rejected",
         "name_escaped",
     ),
+)
+WINDOW_END = Attribute(
+    "fabrictap.window.end",
+    str,
+    "full: it took its time; cost: the probes were run so often that it was ended before; failed: no probe "
+    "could be attached",
+    ("full", "cost", "failed"),
 )
 IDENTITY_LEVEL = Attribute(
     "fabrictap.identity.level",
@@ -579,6 +653,7 @@ PROCESS_IDENTITY = _PROCESS
 
 _PEER = (RDMA_GID, RDMA_PEER_GID, RDMA_PEER_QPN)
 _POSTS = (*_PROCESS, RDMA_DEVICE, RDMA_QPN, RDMA_QP_TYPE, RDMA_OPERATION, *_PEER, COVERAGE)
+_COMPLETIONS = (*_PROCESS, RDMA_DEVICE, RDMA_OPERATION)
 _EXPORTER = (COMPONENT_TYPE, COMPONENT_NAME)
 
 # --- metrics: what the hardware did ---------------------------------------------------------------
@@ -652,14 +727,16 @@ PORT_DARK = Metric(
     "By",
     "Dark traffic: payload that the port surely moved and that no post seen on this node explains, such as "
     "memory that a peer pulls out with RDMA READ; posts that go unseen (kernel users, coverage control_only) "
-    "are in it. Headers are taken off at their longest",
+    "are in it, but none while posts of a process are counted in a part of the time: that is uncertain then. "
+    "Headers are taken off at their longest",
     (HW_ID, HW_PARENT, IO_DIRECTION),
 )
 PORT_UNCERTAIN = Metric(
     "rdma.port.uncertain.io",
     Kind.COUNTER,
     "By",
-    "Bytes of the port that may be headers, other traffic of its interface, or payload that nobody asked for",
+    "Bytes of the port that may be headers, other traffic of its interface, payload of processes whose posts "
+    "are counted in a part of the time, or payload that nobody asked for",
     (HW_ID, HW_PARENT, IO_DIRECTION),
 )
 
@@ -938,6 +1015,48 @@ VERBS_MESSAGE_SIZE = Metric(
     "Payload size of posted work requests; exponential histogram of scale 0 (powers of two)",
     _POSTS,
 )
+COMPLETION_OPERATIONS = Metric(
+    "rdma.completion.operations",
+    Kind.COUNTER,
+    "{completion}",
+    "Successful work completions that a process polled, by operation; recv also stands for a receive that a "
+    "write with immediate data used up. Sampled: seen in windows only (sources.verbs.completions). Its "
+    "increase divided by that of fabrictap.completion.observed.time is a rate",
+    _COMPLETIONS,
+)
+COMPLETION_ERRORS = Metric(
+    "rdma.completion.errors",
+    Kind.COUNTER,
+    "{completion}",
+    "Work completions with an error that a process polled, by status. Sampled: seen in windows only, so none "
+    "here does not say that there was none",
+    (*_PROCESS, RDMA_DEVICE, RDMA_QPN, RDMA_COMPLETION_STATUS),
+)
+COMPLETION_RECEIVE_IO = Metric(
+    "rdma.completion.receive.io",
+    Kind.COUNTER,
+    "By",
+    "Payload bytes that arrived in receive buffers, by their completions, headers (GRH) left out; not what "
+    "peers read or write past the CPU. Sampled, likewise",
+    (*_PROCESS, RDMA_DEVICE),
+)
+COMPLETION_LATENCY = Metric(
+    "rdma.completion.latency",
+    Kind.HISTOGRAM,
+    "s",
+    "Time from the post of a work request to the poll that returned its completion: the wait in the send "
+    "queue and until the process polls is in it. Exponential histogram of scale 2 or 3. Sampled, likewise; "
+    "only completions whose request is known",
+    _COMPLETIONS,
+)
+COMPLETION_UNMATCHED = Metric(
+    "rdma.completion.unmatched",
+    Kind.COUNTER,
+    "{completion}",
+    "Successful completions of send queues that rdma.completion.latency does not have, by reason. Sampled, "
+    "likewise",
+    (*_PROCESS, RDMA_DEVICE, RDMA_COMPLETION_UNMATCHED),
+)
 QP_STATUS = Metric(
     "rdma.qp.status",
     Kind.UPDOWNCOUNTER,
@@ -976,6 +1095,21 @@ MR_SIZE = Metric(
     "By",
     "Memory registered now; regions that overlap are counted each",
     (*_PROCESS, RDMA_DEVICE, RDMA_MR_ACCESS, RDMA_MR_REMOTE_ATOMIC),
+)
+PROCESS_IO = Metric(
+    "rdma.process.io",
+    Kind.COUNTER,
+    "By",
+    "What the hardware counted for the queue pairs of a process, whoever posted it: bytes of RDMA packets "
+    "(sources.process_counters; optional counters of mlx5)",
+    (*_PROCESS, RDMA_DEVICE, RDMA_PORT, RDMA_QP_TYPE, IO_DIRECTION),
+)
+PROCESS_COUNTER = Metric(
+    "rdma.process.counter",
+    Kind.COUNTER,
+    "{count}",
+    "The same for every other counter, by the driver's name for it (sources.process_counters)",
+    (*_PROCESS, RDMA_DEVICE, RDMA_PORT, RDMA_QP_TYPE, RDMA_COUNTER_NAME),
 )
 CM_EVENTS = Metric(
     "rdma.cm.events",
@@ -1023,6 +1157,65 @@ PROBE_ATTACHED = Metric(
     "Attachments of each BPF program; 0 where it could not be attached",
     (PROBE, PROBE_METHOD),
 )
+PROBE_HITS = Metric(
+    "fabrictap.probe.hits",
+    Kind.COUNTER,
+    "{hit}",
+    "How often probes of the data path stopped the process; of a long chain of requests every eighth counts "
+    "besides. Only where there is a budget, as are the next six",
+    _PROCESS,
+)
+PROBE_COST = Metric(
+    "fabrictap.probe.cost",
+    Kind.COUNTER,
+    "s",
+    "CPU time that these took from the process: hits times what one was measured to cost on this machine",
+    _PROCESS,
+)
+PROBE_HIT_COST = Metric(
+    "fabrictap.probe.hit.cost",
+    Kind.GAUGE,
+    "s",
+    "CPU time of one hit, measured at the start and every ten minutes at a function of the agent's own",
+    (PROBE_ENTRY,),
+)
+PROBE_RUN_TIME = Metric(
+    "fabrictap.probe.run.time",
+    Kind.COUNTER,
+    "s",
+    "Run time of each program of the data path by the kernel's own statistics, without the trap into it; "
+    "only where kernel.bpf_stats_enabled is set",
+    (PROBE,),
+)
+BUDGET_USED = Metric(
+    "fabrictap.budget.used",
+    Kind.GAUGE,
+    "{cpu}",
+    "Cores that probes of the data path take on this node now; the limit is sources.verbs.budget.node",
+    (),
+)
+BUDGET_PROCESSES = Metric(
+    "fabrictap.budget.processes",
+    Kind.UPDOWNCOUNTER,
+    "{process}",
+    "Processes that use RDMA, by how their posts are counted",
+    (BUDGET_STATE,),
+)
+BUDGET_DECISIONS = Metric(
+    "fabrictap.budget.decisions",
+    Kind.COUNTER,
+    "{decision}",
+    "What was decided of processes, to keep within the budget",
+    (BUDGET_DECISION,),
+)
+COVERAGE_RATIO = Metric(
+    "fabrictap.coverage.ratio",
+    Kind.GAUGE,
+    "1",
+    "Share of the time since the agent met the process in which its posts were counted; absent where that is "
+    "all of it. Of several processes in one series the least",
+    _PROCESS,
+)
 METRIC_AVAILABLE = Metric(
     "fabrictap.gpu.metric.available",
     Kind.UPDOWNCOUNTER,
@@ -1053,6 +1246,35 @@ WORKLOAD_LOST = Metric(
     "{read}",
     "What could not be read of a process, its container or its pod: the identity lacks that part",
     (WORKLOAD_LOSS,),
+)
+COMPLETION_OBSERVED_TIME = Metric(
+    "fabrictap.completion.observed.time",
+    Kind.COUNTER,
+    "s",
+    "Time for which completions were watched, in windows: what rdma.completion.* was seen in",
+    (),
+)
+COMPLETION_OBSERVED_SHARE = Metric(
+    "fabrictap.completion.observed.share",
+    Kind.GAUGE,
+    "1",
+    "The same of the last window but one, as a share of the time until the next began; a window ends early "
+    "where its probes would cost more than sources.verbs.completions.cost",
+    (),
+)
+COMPLETION_WINDOWS = Metric(
+    "fabrictap.completion.windows",
+    Kind.COUNTER,
+    "{window}",
+    "Windows in which completions were watched, by how they ended",
+    (WINDOW_END,),
+)
+COMPLETION_LOST = Metric(
+    "fabrictap.completion.lost",
+    Kind.COUNTER,
+    "{record}",
+    "Records of posts and completions that a window lost: what it counted is less than there was",
+    (),
 )
 IDENTITY_DROPPED = Metric(
     "fabrictap.identity.dropped",
@@ -1196,6 +1418,7 @@ _FLOW = (
     *_PROCESS,
     COVERAGE,
     COVERAGE_SINCE,
+    COVERAGE_FRACTION,
 )
 FLOW_SPAN = Span(
     "rdma.flow",
@@ -1266,8 +1489,8 @@ RESOURCE_EXHAUSTION = Finding(
 )
 PROBE_DETACHED = Finding(
     "probe_detached",
-    "A BPF program of the agent is attached at fewer places than before",
-    "A provider library that was replaced by a package is attached to anew within a minute",
+    "A BPF program of the agent is attached to the kernel at fewer places than before",
+    "A kernel module of RDMA that was unloaded",
     "Look who may load or detach BPF programs on this node; restart the agent.",
 )
 PROBES_BLIND = Finding(
@@ -1381,6 +1604,18 @@ MR_REGISTERED = Event("rdma.memory_region.registered", 9, "Memory was registered
 MR_DEREGISTERED = Event("rdma.memory_region.deregistered", 9, "A memory region is no more; value: bytes")
 CONTEXT_OPENED = Event("rdma.context.opened", 9, "A process opened an RDMA device")
 CONTEXT_CLOSED = Event("rdma.context.closed", 9, "A process closed an RDMA device")
+BUDGET_REDUCED = Event(
+    "fabrictap.budget.reduced",
+    9,
+    "Posts of a process are counted in a part of the time, for its probes cost it more than the budget "
+    "allows; value: hits in a second",
+)
+BUDGET_DETACHED = Event(
+    "fabrictap.budget.detached",
+    13,
+    "Posts of a process are counted for moments only; value: hits in a second",
+)
+BUDGET_RESTORED = Event("fabrictap.budget.restored", 9, "Posts of a process are counted in full again")
 PROCESS_EXITED = Event("process.exited", 9, "A process that used RDMA ended")
 FINDING_RAISED = Event(
     "fabrictap.finding.raised",

@@ -13,6 +13,7 @@ import sys
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, NoReturn
 
+from fabrictap.trace import arguments
 from fabrictap.version import VERSION
 
 if TYPE_CHECKING:
@@ -131,20 +132,8 @@ def _parser() -> argparse.ArgumentParser:
     _configuration(doctor)
     doctor.add_argument("--json", action="store_true", help="as JSON")
 
-    audit = add(
-        "audit", "list the ways past the CPU: what observes each, what is exposed, what mends it", _audit
-    )
-    audit.add_argument("--json", action="store_true", help="as JSON")
-    audit.add_argument(
-        "--fail-on",
-        metavar="LEVEL",
-        choices=("high", "medium", "low", "never"),
-        default="never",
-        help="exit with 1 where something is exposed as badly (high, medium, low), with 3 where it may "
-        "be and could not be looked at",
-    )
-    audit.add_argument("--root", metavar="DIR", help="another node's: DIR/sys, DIR/proc and DIR/dev")
-    _recording(audit)
+    does = "list the ways past the CPU: what observes each, what is exposed, what mends it"
+    _audit_options(add("audit", does, _audit))
 
     flows = add("flows", "list the RDMA connections: who, with whom, how much", _reads(_flows))
     flows.add_argument("--all", action="store_true", help="also those that have ended a moment ago")
@@ -155,7 +144,7 @@ def _parser() -> argparse.ArgumentParser:
         ("peer", "the peer's ADDRESS or ADDRESS/QPN"),
         ("state", "the state: init, rtr, rts, err ..."),
         ("type", "the transport: rc, ud ..."),
-        ("coverage", "exact, since or control_only"),
+        ("coverage", "exact, since, estimated or control_only"),
     ):
         flows.add_argument(f"--{name}", metavar="PATTERN", help=f"{what}, a shell pattern")
     flows.add_argument(
@@ -169,27 +158,22 @@ def _parser() -> argparse.ArgumentParser:
     flows.add_argument("--no-header", action="store_true", help="no line of titles")
     _recording(flows)
 
+    arguments.add(add("trace", "print what one process or connection posts and completes now", arguments.run))
+
     snapshot = add(
         "snapshot", "one picture of what is going on now, or was when the agent ended", _reads(_snapshot)
     )
     snapshot.add_argument("--json", action="store_true", help="as JSON")
     _recording(snapshot)
 
-    recorder = add(
-        "recorder", "what the flight recorder has, also of an agent that is dead", _no_recorder_command
+    _health_options(
+        add("health", "say whether the agent lives, in one line and by the exit code", _reads(_health))
     )
-    parts = recorder.add_subparsers(metavar="PART")
-    dump = add("dump", "print what every series did, tick by tick", _reads(_dump), parts)
-    dump.add_argument("--since", metavar="TIME", help="the last of it only, as in 30s or 5m")
-    dump.add_argument("--metric", metavar="PATTERN", help="metrics of this name, a shell pattern")
-    dump.add_argument("--format", choices=("table", "json", "csv", "otlp"), default="table")
-    events = add("events", "print what happened", _reads(_events), parts)
-    events.add_argument("--since", metavar="TIME", help="the last of it only, as in 30s or 5m")
-    events.add_argument("--json", action="store_true", help="an object a line")
-    kept = add("list", "list the files that are kept, and how their agents ended", _reads(_list), parts)
-    kept.add_argument("--json", action="store_true", help="an object a line")
-    for part in (dump, events, kept):
-        _recording(part)
+
+    _recorder(
+        add("recorder", "what the flight recorder has, also of an agent that is dead", _no_recorder_command),
+        add,
+    )
 
     catalog = add("catalog", "print every metric, span and attribute", _catalog)
     catalog.add_argument("--format", choices=("markdown", "json"), default="markdown")
@@ -221,6 +205,45 @@ def _recording(parser: argparse.ArgumentParser) -> None:
     _configuration(parser)
 
 
+def _recorder(parser: argparse.ArgumentParser, add: Callable[..., argparse.ArgumentParser]) -> None:
+    parts = parser.add_subparsers(metavar="PART")
+    dump = add("dump", "print what every series did, tick by tick", _reads(_dump), parts)
+    dump.add_argument("--since", metavar="TIME", help="the last of it only, as in 30s or 5m")
+    dump.add_argument("--metric", metavar="PATTERN", help="metrics of this name, a shell pattern")
+    dump.add_argument("--format", choices=("table", "json", "csv", "otlp"), default="table")
+    events = add("events", "print what happened", _reads(_events), parts)
+    events.add_argument("--since", metavar="TIME", help="the last of it only, as in 30s or 5m")
+    events.add_argument("--json", action="store_true", help="an object a line")
+    kept = add("list", "list the files that are kept, and how their agents ended", _reads(_list), parts)
+    kept.add_argument("--json", action="store_true", help="an object a line")
+    for part in (dump, events, kept):
+        _recording(part)
+
+
+def _audit_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--json", action="store_true", help="as JSON")
+    parser.add_argument(
+        "--fail-on",
+        metavar="LEVEL",
+        choices=("high", "medium", "low", "never"),
+        default="never",
+        help="exit with 1 where something is exposed as badly (high, medium, low), with 3 where it may "
+        "be and could not be looked at",
+    )
+    parser.add_argument("--root", metavar="DIR", help="another node's: DIR/sys, DIR/proc and DIR/dev")
+    _recording(parser)
+
+
+def _health_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--max-age", metavar="TIME", default="30s", help="without a tick for longer it hangs (30s)"
+    )
+    parser.add_argument(
+        "--ready", action="store_true", help="0 only where, besides, one of its sources delivers"
+    )
+    _recording(parser)
+
+
 def _policy(parser: argparse.ArgumentParser) -> None:
     policies = parser.add_subparsers(metavar="PART")
     does = "propose a policy from what was observed, as YAML"
@@ -249,8 +272,8 @@ def _load(options: argparse.Namespace) -> Config:
 def _no_command(options: argparse.Namespace) -> NoReturn:
     parser: _Parser = options.parser
     parser.error(
-        "which command? One of run, check-config, doctor, audit, flows, snapshot, recorder, policy, catalog, "
-        "version"
+        "which command? One of run, check-config, doctor, audit, flows, trace, snapshot, health, recorder, "
+        "policy, catalog, version"
     )
 
 
@@ -369,11 +392,23 @@ def _owner(options: argparse.Namespace) -> int | None:
 
     name = options.owner
     if name is None:
-        return None
+        return _packaged_agent()
     try:
         return int(name) if name.isascii() and name.isdigit() else pwd.getpwnam(name).pw_uid
     except KeyError:
         raise ConfigError(f"--owner {name}: no such user") from None
+
+
+def _packaged_agent() -> int | None:
+    """The system account under which the package's unit runs the agent; root believes its files too."""
+    import pwd
+
+    try:
+        user = pwd.getpwnam("fabrictap").pw_uid if os.geteuid() == 0 else None
+    except KeyError:
+        return None
+    # An ordinary user of that name (login.defs: from UID_MIN, 1000) is somebody else.
+    return user if user is not None and user < 1000 else None
 
 
 def _time(options: argparse.Namespace, name: str) -> float | None:
@@ -383,7 +418,7 @@ def _time(options: argparse.Namespace, name: str) -> float | None:
     try:
         return None if value is None else parse_duration(value)
     except ValueError as error:
-        raise ConfigError(f"--{name}: {error}") from None
+        raise ConfigError(f"--{name.replace('_', '-')}: {error}") from None
 
 
 def _flows(options: argparse.Namespace) -> int:
@@ -415,6 +450,14 @@ def _snapshot(options: argparse.Namespace) -> int:
     from fabrictap.view import recorder, snapshot
 
     return snapshot.main(recorder.opener(_path(options), _owner(options)), as_json=options.json)
+
+
+def _health(options: argparse.Namespace) -> int:
+    from fabrictap.view import health, recorder
+
+    max_age = _time(options, "max_age")
+    with recorder.opener(_path(options), _owner(options))() as recording:
+        return health.main(recording, 30.0 if max_age is None else max_age, ready=options.ready)
 
 
 def _dump(options: argparse.Namespace) -> int:

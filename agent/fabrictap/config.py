@@ -84,13 +84,51 @@ class RdmaNetlink(Section):
     interval: Duration = Duration(10.0)
 
 
+class Completions(Section):
+    """Windows in which completions are watched; poll_cq is probed in them only."""
+
+    enabled: bool = True
+    #: How long a window is, and how often one begins.
+    window: Duration = Duration(1.0)
+    every: Duration = Duration(30.0)
+    #: CPU time that the probes of a window may take, as a share of one CPU over ``every``: a window ends
+    #: before its time where programs post and poll so often that it would be more.
+    cost: float = 0.001
+
+
+class WorkloadData(Section):
+    """How posts of the workloads that match are counted. The first rule that matches a process is its."""
+
+    #: Attribute of the process -> shell pattern, as in k8s.namespace.name: train-*; all must match.
+    match: dict[str, str] = {}
+    data: Literal["off", "budget", "full"] = "budget"
+
+
+class VerbsBudget(Section):
+    """What counting posts may cost those who post. See docs/operator.md, Budget."""
+
+    #: Of one process, as a share of the CPU time that it uses itself.
+    process: float = 0.01
+    #: Of the node, in cores, all processes together that are not counted in full by a rule.
+    node: float = 0.01
+    workloads: list[WorkloadData] = []
+
+
 class Verbs(Section):
     enabled: bool = True
     interval: Duration = Duration(1.0)
     #: How the control path is hooked; ``auto`` takes the first of fexit, kprobe, syscall that works.
     control: Literal["auto", "fexit", "kprobe", "syscall", "off"] = "auto"
-    #: Whether posts are counted by uprobes in the provider libraries (about 1 us of the poster's CPU each).
-    data: Literal["full", "off"] = "full"
+    #: Who describes the kernel's structures: the kernel itself (libbpf reads its BTF), or its headers,
+    #: compiled by bcc's library; ``auto``: bcc where the kernel has no BTF.
+    loader: Literal["auto", "libbpf", "bcc"] = "auto"
+    #: For bcc: a directory as /lib/modules/RELEASE, or a file that fabrictap.sources.verbs.headers printed
+    #: elsewhere with the headers of this kernel; the running kernel's directory without.
+    kernel_headers: str | None = None
+    #: Whether posts are counted by uprobes in the provider libraries (about 1 us of the poster's CPU each):
+    #: all of them, as many as ``budget`` allows, or none.
+    data: Literal["budget", "full", "off"] = "budget"
+    budget: VerbsBudget = msgspec.field(default_factory=VerbsBudget)
     #: What becomes of work requests that the provider refuses (a full queue): counted like the others, or
     #: subtracted, for which each post is stopped on its return too (twice the cost).
     refused: Literal["count", "subtract"] = "count"
@@ -99,6 +137,17 @@ class Verbs(Section):
     #: Kernel memory for the counters of posted work: one for each process, queue pair and opcode (and
     #: datagram peer), 32 bytes plus 176 for each CPU. Allocated at once; at most 16384 counters.
     post_memory: Size = Size(64 << 20)
+    completions: Completions = msgspec.field(default_factory=Completions)
+
+
+class ProcessCounters(Section):
+    """What the hardware counts for each process by itself (mlx5), bound by the kernel to new queue pairs."""
+
+    enabled: bool = False
+    interval: Duration = Duration(10.0)
+    #: Where it is remembered on which ports it was turned on, so that it is turned off again also after a
+    #: crash; a reboot must empty it.
+    state: str = "/run/fabrictap/process-counters.json"
 
 
 class Nvml(Section):
@@ -166,6 +215,7 @@ class Sources(Section):
     infiniband: Infiniband = msgspec.field(default_factory=Infiniband)
     rdma_netlink: RdmaNetlink = msgspec.field(default_factory=RdmaNetlink)
     verbs: Verbs = msgspec.field(default_factory=Verbs)
+    process_counters: ProcessCounters = msgspec.field(default_factory=ProcessCounters)
     nvml: Nvml = msgspec.field(default_factory=Nvml)
     dcgm: Dcgm = msgspec.field(default_factory=Dcgm)
     kubelet: Kubelet = msgspec.field(default_factory=Kubelet)
@@ -392,7 +442,8 @@ def _simulate(config: Config, given: Collection[str]) -> None:
     ``given``: the keys that somebody has set.
     """
     sources = config.sources
-    for source in (sources.infiniband, sources.rdma_netlink, sources.verbs, sources.nvml):
+    real = (sources.infiniband, sources.rdma_netlink, sources.verbs, sources.process_counters, sources.nvml)
+    for source in real:
         source.enabled = False
     sources.dcgm.enabled = "off"
     sources.kubelet.enabled = "off"
@@ -628,6 +679,7 @@ def _check(config: Config) -> None:
         ("sources.infiniband.interval", sources.infiniband.interval, 0.01),
         ("sources.rdma_netlink.interval", sources.rdma_netlink.interval, 0.1),
         ("sources.verbs.interval", sources.verbs.interval, 0.01),
+        ("sources.process_counters.interval", sources.process_counters.interval, 0.1),
         ("sources.nvml.interval", sources.nvml.interval, 0.1),
         ("sources.nvml.process_interval", sources.nvml.process_interval, 1.0),
         ("sources.dcgm.interval", sources.dcgm.interval, 0.1),
@@ -653,6 +705,7 @@ def _check(config: Config) -> None:
     _check_ring(config)
     _check_findings(config)
     _check_dcgm(sources.dcgm)
+    _check_budget(sources.verbs)
     size = sources.verbs.event_buffer
     if not 4096 <= size <= 1 << 30 or size & (size - 1):
         raise ConfigError(
@@ -663,6 +716,17 @@ def _check(config: Config) -> None:
             raise ConfigError(
                 f"limits.{key}: expected between 1 and {1 << 24}, got {getattr(config.limits, key)}"
             )
+    completions = sources.verbs.completions
+    if not 0.05 <= completions.window <= completions.every / 2 or completions.every > 86400:
+        raise ConfigError(
+            "sources.verbs.completions: expected window from 50ms to half of every, and every up to 1d, got "
+            f"window {completions.window:g}s and every {completions.every:g}s"
+        )
+    if not 0 < completions.cost <= 1:
+        raise ConfigError(
+            f"sources.verbs.completions.cost: expected a share from 0 to 1, as 0.001, "
+            f"got {completions.cost:g}"
+        )
     if not 65536 <= sources.verbs.post_memory <= 1 << 34:
         raise ConfigError(
             f"sources.verbs.post_memory: expected from 64KiB to 16GiB, got {sources.verbs.post_memory} bytes"
@@ -731,6 +795,29 @@ def _check_policy(policy: Policy) -> None:
             raise ConfigError(f"{where} has no match and so is for all: the rules behind it are never used")
     if policy.tenant_by is not None:
         _check_attribute("policy.tenant_by", policy.tenant_by, known)
+
+
+def _check_budget(verbs: Verbs) -> None:
+    where = "sources.verbs.budget"
+    for key, most in (("process", 1.0), ("node", 1024.0)):
+        if not 0.0001 <= getattr(verbs.budget, key) <= most:
+            raise ConfigError(
+                f"{where}.{key}: expected from 0.0001 to {most:g}, got {getattr(verbs.budget, key):g}"
+            )
+    rules = verbs.budget.workloads
+    if rules and verbs.data == "off":
+        raise ConfigError(
+            f"{where}.workloads: nothing is counted for anybody while sources.verbs.data is off"
+        )
+    known = {attribute.name for attribute in catalog.PROCESS_IDENTITY}
+    for number, rule in enumerate(rules):
+        for name in rule.match:
+            _check_attribute(f"{where}.workloads[{number}].match", name, known)
+        if rule.match == {} and number < len(rules) - 1:
+            raise ConfigError(
+                f"{where}.workloads[{number}] has no match and so is for all: "
+                "the rules behind it are never used"
+            )
 
 
 def _check_attribute(key: str, name: str, known: set[str]) -> None:

@@ -9,7 +9,8 @@ import logging
 import os
 import stat
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -32,31 +33,32 @@ def create(settings: config.Ring, limits: config.Limits, names: Mapping[str, Ite
     whose bytes come in are marked. What is in the way of the file is said once: an agent without a recorder
     is better than none.
     """
-    descriptor = -1
+
+    def ring(descriptor: int, path: str | None) -> Ring:
+        return Ring(
+            descriptor,
+            series=limits.series,
+            rows=max(2, round(settings.span / settings.tick) + 1),  # one is always being written
+            tick_ns=round(settings.tick * 1e9),
+            connections=limits.connections,
+            events=settings.events,
+            grace_ns=round(settings.grace * 1e9),
+            now_ns=time.time_ns(),
+            **directions(names["operations"]),
+            path=path,
+        )
+
     if settings.path is not None:
         try:
-            descriptor = _claim(Path(settings.path), settings.keep)
+            with _claimed(Path(settings.path)) as descriptor:
+                found = ring(descriptor, settings.path)
+                # Whole before anybody can find it, and before an older one moves for it.
+                _rotate(Path(settings.path), settings.keep)
+                Path(f"{settings.path}.new").rename(settings.path)
+                return found
         except (RingFileError, OSError) as error:
             _log.warning("no flight recorder: %s", error)
-    path = settings.path if descriptor >= 0 else None
-    if descriptor < 0:
-        descriptor = os.memfd_create("fabrictap-ring", os.MFD_CLOEXEC)
-    ring = Ring(
-        descriptor,
-        series=limits.series,
-        rows=max(2, round(settings.span / settings.tick) + 1),  # one is always being written
-        tick_ns=round(settings.tick * 1e9),
-        connections=limits.connections,
-        events=settings.events,
-        grace_ns=round(settings.grace * 1e9),
-        now_ns=time.time_ns(),
-        **directions(names["operations"]),
-        path=path,
-    )
-    if path is not None:
-        # Whole before anybody can find it.
-        Path(f"{path}.new").rename(path)
-    return ring
+    return ring(os.memfd_create("fabrictap-ring", os.MFD_CLOEXEC), None)
 
 
 def about(resource: Mapping[str, str], names: Mapping[str, Iterable[str]]) -> bytes:
@@ -93,11 +95,12 @@ def directions(operations: Iterable[str]) -> dict[str, int]:
     return masks
 
 
-def _claim(path: Path, keep: int) -> int:
-    """Open ``path``.new, once nobody else writes ``path`` and the older files have moved up by one.
+@contextmanager
+def _claimed(path: Path) -> Iterator[int]:
+    """A new file ``path``.new, while nobody else writes ``path`` or is about to; whoever is inside names it.
 
-    The lock is on the file itself, so that it ends with its writer, however that ends. Raises RingFileError
-    and OSError.
+    The writer's lock is on the file itself, so that it ends with its writer, however that ends; another one,
+    ``path``.lock, is held while files change places. Raises RingFileError and OSError.
     """
     directory = path.parent
     directory.mkdir(mode=0o755, parents=True, exist_ok=True)
@@ -109,17 +112,34 @@ def _claim(path: Path, keep: int) -> int:
             f"ring.path {path}: others may write to {directory}; it must belong to root or the agent's user "
             "and be writable by nobody else"
         )
-    _refuse_second_writer(path)
     new = Path(f"{path}.new")
-    new.unlink(missing_ok=True)  # of an agent that died between making and naming it
-    descriptor = os.open(new, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o640)
+    create = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
+    places = os.open(f"{path}.lock", create, 0o600)
     try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        _rotate(path, keep)
-    except BaseException:
-        os.close(descriptor)
-        raise
-    return descriptor
+        if not _locked(places, fcntl.LOCK_EX):
+            raise RingFileError(f"ring.path {path}: another agent is just starting with it")
+        _refuse_second_writer(path)
+        new.unlink(missing_ok=True)  # of an agent that died between making and naming it
+        descriptor = os.open(new, create | os.O_EXCL, 0o640)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            yield descriptor  # which the ring takes over, even where it fails
+        except BaseException:
+            new.unlink(missing_ok=True)
+            raise
+    finally:
+        os.close(places)
+
+
+def _locked(descriptor: int, kind: int) -> bool:
+    """Whether the lock could be had at once."""
+    try:
+        fcntl.flock(descriptor, kind | fcntl.LOCK_NB)
+    except OSError as error:
+        if error.errno != errno.EWOULDBLOCK:
+            raise
+        return False
+    return True
 
 
 def _refuse_second_writer(path: Path) -> None:
@@ -128,13 +148,10 @@ def _refuse_second_writer(path: Path) -> None:
     except FileNotFoundError:
         return
     try:
-        fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
-    except OSError as error:
-        if error.errno != errno.EWOULDBLOCK:
-            raise
-        raise RingFileError(
-            f"ring.path {path} is written by another agent; give this one a ring.path of its own"
-        ) from None
+        if not _locked(descriptor, fcntl.LOCK_SH):
+            raise RingFileError(
+                f"ring.path {path} is written by another agent; give this one a ring.path of its own"
+            )
     finally:
         os.close(descriptor)
 

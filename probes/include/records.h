@@ -182,6 +182,24 @@ struct ft_post {
 };
 _Static_assert(sizeof(struct ft_post) == 176, "ft_post must be a multiple of 8: per-CPU values are rounded up");
 
+/* What the probes cost one process, see verbs_meter.h. */
+struct ft_meter {
+	__u64 hits;	/* charged until now */
+	__u64 mark;	/* hits when the window began */
+	__u64 began_ns;
+	__u64 quota;	/* hits in one window */
+	__u32 told;	/* the agent knows that the quota is used up */
+	__u32 padding;
+};
+#define FT_METERS 4096	/* processes that post at a time */
+
+/* A process has used up its quota. */
+struct ft_exceeded {
+	__u64 time_ns;
+	__u32 tgid;
+	__u32 padding;
+};
+
 struct ft_context_key {
 	__u64 context;
 	__u64 tgid;

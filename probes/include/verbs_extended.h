@@ -114,6 +114,7 @@ static __always_inline int build(struct pt_regs *ctx, __u8 operation)
 	__u32 flags = 0;
 	__u32 next;
 
+	meter(2); /* a setter follows */
 	if (!batch) {
 		if (bpf_map_update_elem(&batches, &key, &empty_batch, BPF_NOEXIST)) {
 			lose(FT_LOSS_TABLE_FULL);
@@ -286,6 +287,7 @@ int wr_complete_return(struct pt_regs *ctx)
 SEC("uprobe")
 int wr_complete_entry(struct pt_regs *ctx)
 {
+	meter(1);
 	return completed(PT_REGS_PARM1(ctx));
 }
 

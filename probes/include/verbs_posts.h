@@ -10,9 +10,8 @@
 
 #include "common.h"
 #include "verbs_abi.h"
-
-#define SGE_BATCH 4	/* more would not fit the 512 bytes of stack */
-#define MAX_SGE 64		/* providers allow up to 32 */
+#include "verbs_meter.h"
+#include "verbs_sges.h"
 
 struct {
 	__uint(type, BPF_MAP_TYPE_PERCPU_HASH);
@@ -96,32 +95,6 @@ static __always_inline struct ft_post *new_post(const struct ft_post_key *key)
 	return bpf_map_lookup_elem(&posts, key);
 }
 
-/* Sum of the lengths of count elements. A frame of its own, and not static for the same reason. */
-__noinline __u64 sum_sges(__u64 list, __u32 count)
-{
-	__u64 sum = 0;
-
-	if (count > MAX_SGE) {
-		lose(FT_LOSS_SGE);
-		count = MAX_SGE;
-	}
-	for (int done = 0; done < MAX_SGE && done < count; done += SGE_BATCH) {
-		struct user_sge sges[SGE_BATCH] = {};
-		__u64 size = (__u64)(count - done) * sizeof(sges[0]);
-
-		asm volatile("" : "+r"(size)); /* or clang proves the bound in a way that the verifier cannot */
-		if (size > sizeof(sges))
-			size = sizeof(sges);
-		if (bpf_probe_read_user(sges, size, (void *)(list + done * sizeof(sges[0])))) {
-			lose(FT_LOSS_FAULT);
-			break;
-		}
-		for (int i = 0; i < SGE_BATCH; i++)
-			sum += sges[i].length;
-	}
-	return sum;
-}
-
 /* What is counted of one message. */
 struct message {
 	__u64 bytes;
@@ -192,8 +165,10 @@ static __always_inline int enter(__u64 function, __u64 queue, __u64 wr, __u64 ba
 {
 	struct ft_call_key key = { .thread = bpf_get_current_pid_tgid(), .function = function };
 	struct call made = { .queue = queue, .wr = wr, .bad_wr = bad_wr };
-	struct call *call = bpf_map_lookup_elem(&calls, &key);
+	struct call *call;
 
+	meter(1);
+	call = bpf_map_lookup_elem(&calls, &key);
 	if (call)
 		*call = made;
 	else if (bpf_map_update_elem(&calls, &key, &made, BPF_ANY))

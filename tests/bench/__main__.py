@@ -7,11 +7,27 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
-from bench import agent, counters, detectors, export, exposition, fold, infiniband, nvml, ringbuffer, uprobe
+from bench import (
+    agent,
+    budget,
+    completions,
+    counters,
+    detectors,
+    export,
+    exposition,
+    fold,
+    infiniband,
+    nvml,
+    ringbuffer,
+    uprobe,
+    volume,
+)
 from bench.result import Result, table, write
 
 PARTS: dict[str, Callable[[], list[Result]]] = {
     "uprobe": uprobe.measure,
+    "completions": completions.measure,
+    "budget": budget.measure,
     "counters": counters.measure,
     "infiniband": infiniband.measure,
     "ringbuffer": ringbuffer.measure,
@@ -22,6 +38,7 @@ PARTS: dict[str, Callable[[], list[Result]]] = {
     "detectors": detectors.measure,
     "agent": agent.measure,
     "growth": agent.measure_growth,
+    "volume": volume.measure,
 }
 OUTPUT = Path(__file__).parents[2] / "build" / "bench.json"
 

@@ -11,7 +11,8 @@ from collections import Counter
 
 from bench.result import Result, limit, note
 from fabrictap.insight import detection
-from findings_scenarios import SCENARIOS, Node, pod, told
+from findings_node import Node, pod, told
+from findings_scenarios import SCENARIOS
 
 _SEEDS = 3
 _CONNECTIONS = 16384

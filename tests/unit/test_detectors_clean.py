@@ -2,7 +2,9 @@
 
 import pytest
 
-from findings_scenarios import NORMAL, SCENARIOS, play
+from fabrictap import catalog
+from findings_node import play
+from findings_scenarios import NORMAL, SCENARIOS
 
 
 @pytest.mark.parametrize("seed", [0, 7])
@@ -16,3 +18,7 @@ def test_normal_work_is_no_finding(scenario, seed):
 )
 def test_what_should_be_told_is_told(scenario):
     assert play(scenario, 0) >= scenario.tells
+
+
+def test_every_kind_of_finding_has_a_case():
+    assert {kind.name for kind in catalog.findings()} == {kind for one in SCENARIOS for kind in one.tells}

@@ -30,7 +30,7 @@ from fabrictap.catalog import (
 from fabrictap.ext import calls as native_calls
 from fabrictap.ext import nvml
 from fabrictap.ext.calls import Calls
-from fabrictap.sources import SourceUnavailable
+from fabrictap.sources import SourceAbsent, SourceUnavailable
 from fabrictap.sources.nvml.patience import Hung, Patience
 from support import eventually, require
 
@@ -235,11 +235,20 @@ def test_a_driver_that_goes_and_comes_between_two_samples_is_noticed(watch):
     assert len(watched.find(NVLINK_IO)) == 8 * 36
 
 
-def test_no_library_is_said_in_one_line(watch):
-    watched = watch("hgx-h100", library="/nowhere/libnvidia-ml.so.1")
-    with pytest.raises(SourceUnavailable, match="no NVIDIA driver library: /nowhere") as said:
+def test_a_driver_without_its_library_is_told_in_one_line(watch, tmp_path):
+    (tmp_path / "sys/module/nvidia").mkdir(parents=True)
+    watched = watch("hgx-h100", library="/nowhere/libnvidia-ml.so.1", sysfs=tmp_path / "sys")
+    with pytest.raises(SourceUnavailable, match="which is loaded: /nowhere") as said:
         watched.source.open()
     assert "\n" not in str(said.value)
+    assert not isinstance(said.value, SourceAbsent)
+    watched.source.close()
+
+
+def test_a_node_without_a_driver_misses_nothing(watch):
+    watched = watch("hgx-h100", library="/nowhere/libnvidia-ml.so.1")
+    with pytest.raises(SourceAbsent, match="no NVIDIA driver on this node"):
+        watched.source.open()
     watched.source.close()
 
 

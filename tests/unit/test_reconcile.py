@@ -83,6 +83,7 @@ def test_what_a_peer_pulls_out_is_dark_to_the_byte_but_for_the_answers_headers()
     for _ in range(20):
         port.move("transmit", 64 << 10, headers=2 * 4)
         port.tick()
+    port.tick()
     balance = port.balance("transmit")
     stolen = 20 * (64 << 10)
     assert balance.attributed == 0
@@ -127,6 +128,44 @@ def test_a_reading_waits_until_all_that_was_posted_before_it_is_known():
     assert (port.balance("transmit").attributed, port.balance("transmit").dark) == (1 << 20, 0)
 
 
+def test_while_no_new_reading_comes_what_was_posted_stays_on_its_way():
+    port = Port()
+    port.post(inwards=8 << 20)
+    port.move("receive", 1 << 20, headers=8)
+    port.tick()
+    for _ in range(20):
+        port.reconciler.fold(port.now)
+    port.move("receive", 7 << 20, headers=8)
+    for _ in range(3):
+        port.tick()
+    assert port.balance("receive").dark == 0
+
+
+def test_headers_that_are_counted_before_their_bytes_are_not_payload_later():
+    port = Port()
+    for _ in range(50):
+        port.post(out=4096, headers=16 * 50)
+        port.moved["transmit"][1] += 4
+        port.tick()
+        port.moved["transmit"][0] += 4096 + 16 * 50 + 4 * HEADERS
+        port.moved["transmit"][2] += 4
+        port.tick()
+        port.tick()
+    assert port.balance("transmit").dark == 0
+
+
+def test_what_is_sent_again_may_be_counted_just_after_its_bytes():
+    port = Port()
+    port.post(inwards=1 << 20)
+    port.move("receive", 1 << 20, headers=8)
+    port.move("receive", 1 << 18, headers=8)  # again
+    port.tick()
+    port.retries += 1
+    for _ in range(5):
+        port.tick()
+    assert port.balance("receive").dark == 0
+
+
 def test_a_theft_beside_local_traffic_is_seen():
     port = Port()
     stolen = 0
@@ -145,6 +184,7 @@ def test_what_was_posted_and_never_moved_does_not_hide_a_theft_for_ever():
     for _ in range(10):
         port.tick()
     port.move("transmit", 8 << 20)
+    port.tick()
     port.tick()
     assert 0.98 * (8 << 20) < port.balance("transmit").dark <= 8 << 20
 
@@ -174,6 +214,7 @@ def test_what_this_node_sends_again_is_uncertain_not_dark():
         port.tick()
     port.move("transmit", 1 << 20)  # and a theft after that is seen
     port.tick()
+    port.tick()
     assert port.balance("transmit").dark > 0.98 * (1 << 20)
 
 
@@ -192,6 +233,7 @@ def test_what_arrives_in_posted_receives_is_not_dark_and_what_is_written_past_th
 def test_a_counter_that_was_reset_begins_a_new_balance():
     port = Port()
     port.move("transmit", 1 << 20)
+    port.tick()
     port.tick()
     before = port.balance("transmit")
     port.moved["transmit"] = [5, 1, 1]
@@ -227,6 +269,7 @@ def test_on_hardware_dark_is_bounded_from_below(software: bool, link_layer: str)
     port = Port(software=software, link_layer=link_layer)
     port.move("transmit", 64 << 20)
     port.tick()
+    port.tick()
     balance = port.balance("transmit")
     assert 0.9 * (64 << 20) < balance.dark <= 64 << 20
     assert balance.dark + balance.uncertain >= 64 << 20
@@ -257,3 +300,18 @@ def test_whatever_happens_dark_is_never_more_than_what_nobody_asked_for_and_neve
             last = dark
         # Where a message was cut into several requests, their headers beyond the first are not known.
         assert last <= stolen + 16 * 2 * 300
+
+
+def test_what_nobody_explains_is_uncertain_while_posts_go_uncounted():
+    port = Port()
+    port.ledger.traffic.partial_ns[PORT] = port.now
+    port.move("transmit", 1 << 20)
+    port.tick()
+    assert port.balance("transmit").dark == 0
+    assert port.balance("transmit").uncertain >= 1 << 20
+    for _ in range(4):
+        port.tick()
+    port.move("transmit", 1 << 20)
+    for _ in range(2):
+        port.tick()
+    assert port.balance("transmit").dark > 0.9 * (1 << 20)

@@ -242,7 +242,9 @@ def test_after_a_kill_in_the_middle_of_writing_all_whole_rows_are_right(path, ch
         assert len(rows) >= min(recording.head, 31)
         assert rows[-1].number - recording.head in (0, 1)
         assert _is_consistent(recording, 150) > 0, (recording.head, rows, recording.series()[:3])
-        assert recording.unreadable <= 2  # the one place that was being written, met by both looks
+        before = recording.unreadable
+        recording.series()
+        assert recording.unreadable - before <= 1  # the one place that was being written
         assert recording.alive().state == "died"
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import sys
 import textwrap
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TextIO
 
@@ -189,6 +189,13 @@ class Screen:
                 f"The port sent {megabytes(on_wire.sent_bytes - payload)} more than the data: headers of "
                 f"{on_wire.sent_packets:,} packets, and what Soft-RoCE had to send again."
             )
+
+    def alarm(self, title: str, text: str, evidence: Mapping[str, object]) -> None:
+        """A finding, as it was exported."""
+        self.line(f"   !! {title}", "bad")
+        self.line(textwrap.fill(text, WIDTH, initial_indent="      ", subsequent_indent="      "), "strong")
+        shown = "  ".join(f"{name}={value}" for name, value in evidence.items())
+        self.line(textwrap.fill(shown, WIDTH, initial_indent="      ", subsequent_indent="      "), "dim")
 
     def table(self, header: Sequence[str], rows: Sequence[Sequence[str]], right: Sequence[int] = ()) -> None:
         widths = [max(len(row[column]) for row in (header, *rows)) for column in range(len(header))]

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import pytest
 
-from otlp_json import Reader, Value
+from otlp_json import Log, Reader
 from vm.agent import Agent
 from vm.harness import Machine
 from vm.traffic import ADDRESSES, Traffic, perftest
@@ -84,14 +84,8 @@ def observed(machine: Machine, tmp_path_factory: pytest.TempPathFactory) -> Obse
     )
 
 
-def _opened(exported: Reader) -> list[tuple[int, dict[str, Value]]]:
-    """(time, attributes) of the findings of dark egress that were opened."""
-    return [
-        (time_ns, attributes)
-        for _, time_ns, attributes in exported.logs
-        if attributes["fabrictap.finding.kind"] in ("remote_read_egress", "dark_egress")
-        and attributes["fabrictap.finding.state"] == "opened"
-    ]
+def _opened(exported: Reader) -> list[Log]:
+    return exported.opened("remote_read_egress", "dark_egress")
 
 
 def test_nothing_is_dark_that_somebody_on_the_node_asked_for(observed: Observed) -> None:
@@ -120,13 +114,13 @@ def test_nothing_is_found_in_what_the_other_tools_do(observed: Observed) -> None
 
 
 def test_the_theft_is_told_once_within_ten_seconds_with_its_owner_and_peer(observed: Observed) -> None:
-    ((told_ns, finding),) = _opened(observed.victim)
+    (finding,) = _opened(observed.victim)
     assert finding["fabrictap.finding.kind"] == "remote_read_egress", finding
     assert finding["hw.id"] == "rxe0/1"
     assert finding["process.pid"] == observed.traffic.server_pid
     assert finding["rdma.peer.gid"] == f"::ffff:{ADDRESSES['rxe1']}"
     (read,) = observed.attacker.spans_named("rdma.flow", pid=observed.traffic.client_pid, role="receiver")
-    assert told_ns < read.end_ns + 10 * 10**9
+    assert finding.time_ns < read.end_ns + 10 * 10**9
 
 
 def test_the_flow_that_was_read_has_it_as_an_event(observed: Observed) -> None:

@@ -8,8 +8,14 @@ from collections import Counter
 from fabrictap.audit.facts import Denied, Node
 from fabrictap.audit.model import ORDER, Finding, Observed, Present, Severity, Sight, Way, doubt, many, some
 from fabrictap.audit.watch import in_build
+from fabrictap.view.text import share
 
-_COVERAGE = {"exact": Observed.EXACT, "since": Observed.SINCE, "control_only": Observed.HARDWARE}
+_COVERAGE = {
+    "exact": Observed.EXACT,
+    "since": Observed.SINCE,
+    "estimated": Observed.ESTIMATED,
+    "control_only": Observed.HARDWARE,
+}
 _NODES = re.compile(r"(uverbs|umad|issm)\d+|rdma_cm")
 
 
@@ -137,6 +143,19 @@ def _blind(node: Node) -> list[Finding]:
                 f"{len(blind)} connections whose posted work is not seen: bytes in the port's counters only",
                 "fabrictap flows --coverage control_only says which; use the node's own rdma-core in the "
                 "container (mount it, or the same file), and no library that writes queue entries itself",
+                some(who),
+            )
+        )
+    partly = [one for one in node.watch.connections if one.fraction is not None]
+    if partly:
+        least = min(one.fraction or 0.0 for one in partly)
+        who = sorted({f"{one.pid}/{one.process} on {one.device}" for one in partly})
+        found.append(
+            Finding(
+                Severity.LOW,
+                f"{len(partly)} connections whose posted work is counted in a part of the time (the least: "
+                f"{share(least)}), to keep within sources.verbs.budget",
+                "count them in full by a rule of sources.verbs.budget.workloads, or raise its limits",
                 some(who),
             )
         )

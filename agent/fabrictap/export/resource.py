@@ -103,7 +103,7 @@ def scope() -> InstrumentationScope:
     return InstrumentationScope(name=SCOPE_NAME, version=SCOPE_VERSION)
 
 
-def put_attributes(holder: AttributeHolder, attributes: Mapping[str, str | int | bool]) -> None:
+def put_attributes(holder: AttributeHolder, attributes: Mapping[str, str | int | float | bool]) -> None:
     """Set the attributes of a message that has none yet."""
     for key, value in attributes.items():
         pair = holder.attributes.add(key=key)
@@ -112,6 +112,8 @@ def put_attributes(holder: AttributeHolder, attributes: Mapping[str, str | int |
                 pair.value.bool_value = value
             elif isinstance(value, int):
                 pair.value.int_value = value
+            elif isinstance(value, float):
+                pair.value.double_value = value
             else:
                 pair.value.string_value = value
         except ValueError:

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import fnmatch
 import ipaddress
 from collections.abc import Mapping
 
 from fabrictap import catalog
 from fabrictap.config import Policy, WorkloadPolicy
+from fabrictap.ledger.workloads.selector import matches
 from fabrictap.series import AttributeValue
 
 Identity = Mapping[str, AttributeValue]
@@ -33,10 +33,7 @@ class Rule:
         return any(address in network for network in self._networks)
 
     def _matches(self, identity: Identity) -> bool:
-        return all(
-            fnmatch.fnmatchcase(str(identity.get(name, "")), pattern)
-            for name, pattern in self.settings.match.items()
-        )
+        return matches(self.settings.match, identity)
 
 
 class CompiledPolicy:

@@ -11,8 +11,10 @@ For each port and direction, in every interval between two readings of the port'
   node's own requests are sent again, and the answers with them: no driver tells how many bytes that takes.
 
 Posts are counted when they are posted, packets when they move; so all that was posted before a reading is
-taken off what the reading says, and dark never has to be taken back. What was posted and never moved (a queue
-pair in error) is written off once the port is quiet.
+taken off what the reading says, and dark is what two readings in a row do not explain: it never has to be
+taken back. What was posted and never moved (a queue pair in error) is written off once the port is quiet.
+While posts are counted in a part of the time only (sources.verbs.budget), what no post explains is uncertain,
+and not dark.
 """
 
 from __future__ import annotations
@@ -41,6 +43,8 @@ _SMALL = 256
 _RETRY_SHOWS = 2
 #: Readings without a packet after which what was posted and did not move is written off.
 _QUIET = 5
+#: For how long after posts went unseen a port may move what they asked for.
+_LATER_NS = 2 * 10**9
 #: What may always be posted and still on its way.
 _ON_ITS_WAY = 16 << 20
 #: A reading that waits longer than this for its posts has no other side: the posts are not being read.
@@ -69,14 +73,20 @@ class Balance:
 @dataclass(slots=True)
 class _Side:
     since_ns: int
+    time_ns: int
     moved: tuple[int, int, int | None]
     posted: PortPosted
-    #: Since the start: payload within bounds, what explains it, and what nothing explains.
+    #: Since the start: payload and the extended headers of requests within bounds, what explains them, and
+    #: what nothing explains.
     low: int = 0
     high: int = 0
     explained: int = 0
     attributed: int = 0
     dark: int = 0
+    #: What nothing explained at the last reading.
+    surplus: int = 0
+    #: By how much the headers of the last interval were more than its bytes, for low and high: 0 or less.
+    owed: tuple[int, int] = (0, 0)
     #: What was posted in the last two intervals.
     recent: tuple[int, int] = (0, 0)
     #: Frames that are no RDMA, and the most that these take in bytes.
@@ -152,8 +162,13 @@ class Reconciler:
             # Where the counting begins, or begins anew.
             if side is not None:
                 self._end(key)
-            self._sides[key] = _Side(reading.time_ns, moved, posted, retries=reading.retries)
+            self._sides[key] = _Side(reading.time_ns, reading.time_ns, moved, posted, retries=reading.retries)
             return
+        if side.time_ns == reading.time_ns:
+            return
+        # What was posted unseen may move a little later.
+        partial = self._ledger.traffic.partial_ns.get(hw_id, 0) >= side.time_ns - _LATER_NS
+        side.time_ns = reading.time_ns
         size, packets = moved[0] - side.moved[0], moved[1] - side.moved[1]
         frames = None if moved[2] is None or side.moved[2] is None else moved[2] - side.moved[2]
         out = direction == "transmit"
@@ -166,21 +181,26 @@ class Reconciler:
         # Since the start, for the two are not read in the same moment.
         side.others += 0 if frames is None else frames - packets
         side.other = max(0, side.others) * reading.frame
-        side.high += max(0, size - least * packets - headers)
-        side.low += max(0, size - (most + answers) * packets - headers)
+        # Bytes of packets that were counted just before them are short of their headers.
+        low, high = size - (most + answers) * packets, size - least * packets
+        side.low += max(0, low + side.owed[0])
+        side.high += max(0, high + side.owed[1])
+        side.owed = min(0, low), min(0, high)
         side.attributed += asked
-        side.explained += asked + room
+        side.explained += asked + room + headers
         side.recent = (side.recent[1], asked + room)
         side.moved, side.posted = moved, posted
         side.quiet = 0 if packets or asked or room else side.quiet + 1
         surplus = side.low - side.other - side.explained
         side.retrying = _RETRY_SHOWS if reading.retries > side.retries else max(0, side.retrying - 1)
         side.retries = reading.retries
-        if surplus > side.dark and side.retrying:
+        if surplus > side.dark and (side.retrying or partial):
             side.resent += surplus - side.dark
             side.explained += surplus - side.dark
+            surplus = side.dark
         elif surplus > side.dark:
-            side.dark = surplus
+            # What was sent again may be counted only after its bytes: one reading more tells.
+            side.dark = max(side.dark, min(surplus, side.surplus))
         else:
             # Old posts must not explain new traffic for ever. Some may still be on their way; those that
             # surely are, because the port has moved less than was posted, stay until it is quiet.
@@ -188,6 +208,7 @@ class Reconciler:
             if quiet or side.explained + side.dark <= side.high:
                 allowed = 0 if quiet else max(_ON_ITS_WAY, sum(side.recent))
                 side.explained = min(side.explained, max(0, side.low - side.other - side.dark + allowed))
+        side.surplus = surplus
         self._show(key, side, reading, now_ns)
 
     def _headers(self, reading: PortTraffic) -> tuple[int, int, str]:

@@ -28,10 +28,12 @@ class Posted:
 
 @dataclass(frozen=True, slots=True)
 class Coverage:
-    """How well posts to a connection are seen. ``since_ns``: nanoseconds since the epoch."""
+    """How well posts to a connection are seen. ``since_ns``: nanoseconds since the epoch; ``fraction``: of
+    the time since then, or since the connection was made, where the kind is estimated."""
 
     kind: str
     since_ns: int | None = None
+    fraction: float | None = None
 
     @property
     def since(self) -> str | None:
@@ -49,7 +51,7 @@ class Connection(ConnectionRow):
     agent first saw it where ``origin`` is netlink. What the ring has a place for is kept there.
     """
 
-    __slots__ = ("extended", "owner", "receiver", "sender", "status")
+    __slots__ = ("extended", "missed_before_ns", "owner", "receiver", "sender", "status")
 
     def __init__(  # noqa: PLR0917 - the fields, in the order that the ledger has always had
         self,
@@ -71,7 +73,9 @@ class Connection(ConnectionRow):
         mtu: int | None = None,
     ) -> None:
         super().__init__(device, qpn, type, state, pid, process, created_ns, origin)
-        self.cover(coverage.kind, coverage.since_ns)
+        self.cover(coverage.kind, coverage.since_ns, coverage.fraction)
+        #: Nanoseconds that had been missed of its process when it was made; None where nobody asked yet.
+        self.missed_before_ns: int | None = None
         self.port = port
         self.gid = gid
         self.peer_gid = peer_gid
@@ -90,11 +94,16 @@ class Connection(ConnectionRow):
 
     @property
     def coverage(self) -> Coverage:
-        return Coverage(self.coverage_kind, self.since_ns)
+        return Coverage(self.coverage_kind, self.since_ns, self.fraction)
 
     @coverage.setter
     def coverage(self, coverage: Coverage) -> None:
-        self.cover(coverage.kind, coverage.since_ns)
+        self.cover(coverage.kind, coverage.since_ns, coverage.fraction)
+
+    @property
+    def unseen(self) -> bool:
+        """Whether none of its posts could be seen: what was posted is not known, and not nothing."""
+        return self.coverage_kind == "control_only" or self.fraction == 0
 
     @property
     def posted(self) -> dict[str, Posted]:

@@ -25,7 +25,7 @@ INBOUND = frozenset({"rdma_read", "atomic_cmp_and_swp", "atomic_fetch_and_add"})
 #: Opcodes that are not traffic by themselves.
 LOCAL = frozenset({"local_inv", "bind_mw"})
 
-AttributeValue = str | int | bool
+AttributeValue = str | int | float | bool
 Identity = Callable[["Connection"], Mapping[str, AttributeValue]]
 
 
@@ -270,9 +270,10 @@ def _attributes(flow: Flow, since: dict[str, tuple[int, int]]) -> dict[str, Attr
         "process.executable.name": connection.process,
         "fabrictap.coverage": connection.coverage.kind,
         "fabrictap.coverage.since": connection.coverage.since,
+        "fabrictap.coverage.fraction": connection.fraction,
     }
     attributes = {name: value for name, value in known.items() if value is not None}
-    if connection.coverage.kind == "control_only":
+    if connection.unseen:
         return attributes
     total_operations = total_bytes = 0
     for operation, (operations_now, bytes_now) in _totals(connection, flow.role).items():

@@ -21,7 +21,7 @@ OPERATIONS = (
 )
 QP_TYPES = ("unknown", "rc", "uc", "ud", "raw_packet", "xrc_ini", "xrc_tgt", "driver", "srq")
 QP_STATES = ("unknown", "reset", "init", "rtr", "rts", "sqd", "sqe", "err")
-COVERAGES = ("control_only", "exact", "since")
+COVERAGES = ("control_only", "exact", "since", "estimated")
 ORIGINS = ("probe", "netlink")
 
 #: As they stand in the ring's description.

@@ -45,8 +45,11 @@ class PortPosted:
 
 @dataclass(slots=True)
 class Traffic:
-    """Port (hw.id) -> both sides. ``posted`` has all that was posted before ``posted_until_ns``."""
+    """Port (hw.id) -> both sides. ``posted`` has all that was posted before ``posted_until_ns``, and that
+    was counted."""
 
     ports: dict[str, PortTraffic] = field(default_factory=dict)
     posted: dict[str, PortPosted] = field(default_factory=dict)
     posted_until_ns: int | None = None
+    #: Port -> when posts to it were counted in part only, the last time.
+    partial_ns: dict[str, int] = field(default_factory=dict)

@@ -135,6 +135,7 @@ def as_json(one: Connection) -> dict[str, Any]:
         **{name: getattr(one, name) for name in _JSON},
         "mtu": one.mtu,
         "coverage": one.coverage,
+        "coverage_fraction": one.fraction,
         "coverage_since": None if one.since_ns is None else moment(one.since_ns, 3),
         "origin": one.origin,
         "created": moment(one.created_ns, 3),
@@ -282,6 +283,8 @@ def _peer_names(one: Connection) -> tuple[str, ...]:
 def _coverage(one: Connection) -> str:
     if one.coverage == "since" and one.since_ns is not None:
         return f"since {moment(one.since_ns)[11:19]}"
+    if one.fraction is not None:
+        return f"estimated {text.share(one.fraction)}"
     return one.coverage
 
 

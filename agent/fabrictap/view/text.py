@@ -141,3 +141,13 @@ def address(gid: str | None) -> str:
         return UNKNOWN
     mapped = gid.removeprefix("::ffff:")
     return mapped if "." in mapped else gid
+
+
+def share(value: float) -> str:
+    """A share as a percentage that is neither nothing nor all where it is not: ``0.02 %``, ``<0.01 %``."""
+    percent = 100 * value
+    if 0 < percent < 0.01:
+        return "<0.01 %"
+    if 99.9 < percent < 100:
+        return ">99.9 %"
+    return f"{percent:.3g} %"

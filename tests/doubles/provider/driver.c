@@ -17,7 +17,19 @@
  *   mixed SEED THREADS POSTS       random posts in each of several threads
  *   fail ERROR ACCEPTED            see provider.h; 0 0 ends it
  *   bad qp|wr|next|sge|list QP     one post with unreadable memory, which is not tallied
+ *   completes HOW                  1 requests that are signaled, 2 all, 0 none from now on
+ *   complete QP WRID STATUS OPCODE BYTES FLAGS   one completion from nowhere
+ *   reset QP                       ibv_modify_qp to RESET
+ *   poll QP ENTRIES TIMES          polls the completion queue; answers how many completions there were
+ *   drain QP                       polls until there are none; answers likewise
+ *   steady SEED THREADS POSTS      posts signaled writes with a wr_id of their own from each of several threads, to
+ *                                  all queue pairs, while one more thread polls all that completes
+ *   polls CALLS                    polls QP 0's empty queue; answers as time does
  *   time CALLS                     posts one request with one element to QP 0; answers CPU and wall nanoseconds
+ *   work MILLISECONDS SPINS        posts likewise for so long, and works so much after each post; answers how many
+ *                                  posts that were, and CPU and wall nanoseconds. They are not tallied
+ *   pace MILLISECONDS RATE         posts likewise, RATE times a second, and sleeps in between
+ *   begin work|pace ...            the same in a thread, the answer is that of ``finish``
  *   counts                         what was tallied since the start
  */
 #include <arpa/inet.h>
@@ -125,6 +137,109 @@ static void measure(uint32_t calls)
 	printf("{\"cpu\":%" PRIu64 ",\"wall\":%" PRIu64 "}\n", cpu, wall);
 }
 
+static void measure_polls(uint32_t calls)
+{
+	struct ibv_cq *cq = world.qps[0].qp_base.send_cq;
+	uint64_t cpu = nanoseconds(CLOCK_THREAD_CPUTIME_ID), wall = nanoseconds(CLOCK_MONOTONIC);
+	struct ibv_wc wc[16];
+
+	for (uint32_t i = 0; i < calls; i++)
+		ibv_poll_cq(cq, 16, wc);
+	wall = nanoseconds(CLOCK_MONOTONIC) - wall;
+	cpu = nanoseconds(CLOCK_THREAD_CPUTIME_ID) - cpu;
+	printf("{\"cpu\":%" PRIu64 ",\"wall\":%" PRIu64 "}\n", cpu, wall);
+}
+
+static uint64_t drain(struct ibv_cq *cq)
+{
+	struct ibv_wc wc[16];
+	uint64_t all = 0;
+	int found;
+
+	while ((found = ibv_poll_cq(cq, 16, wc)) > 0)
+		all += (uint64_t)found;
+	return all;
+}
+
+static void *post_steadily(void *argument)
+{
+	struct worker *worker = argument;
+	struct ibv_sge sge = { .addr = 4096, .length = 1000, .lkey = 1 };
+	struct ibv_send_wr *bad;
+
+	pthread_barrier_wait(&start);
+	for (uint32_t i = 0; i < worker->posts; i++) {
+		struct ibv_send_wr wr = { .wr_id = worker->seed << 32 | i, .sg_list = &sge, .num_sge = 1,
+					  .opcode = IBV_WR_RDMA_WRITE, .send_flags = IBV_SEND_SIGNALED };
+
+		ibv_post_send(&world.qps[i % (uint32_t)world.qp_count].qp_base, &wr, &bad);
+	}
+	return NULL;
+}
+
+/* Answers how many were polled, which is how many were posted. */
+static uint64_t steady(uint64_t seed, unsigned int threads, uint32_t posts)
+{
+	static struct worker workers[MAX_THREADS];
+	struct ibv_cq *cq = world.qps[0].qp_base.send_cq;
+	uint64_t polled = 0;
+
+	pthread_barrier_init(&start, NULL, threads);
+	for (unsigned int i = 0; i < threads; i++) {
+		workers[i] = (struct worker){ .seed = seed * MAX_THREADS + i + 1, .posts = posts };
+		if (pthread_create(&workers[i].thread, NULL, post_steadily, &workers[i]))
+			abort();
+	}
+	while (polled < (uint64_t)threads * posts)
+		polled += drain(cq);
+	for (unsigned int i = 0; i < threads; i++)
+		pthread_join(workers[i].thread, NULL);
+	pthread_barrier_destroy(&start);
+	return polled;
+}
+
+/* What is to be posted, and for how long. */
+struct job {
+	int paced;
+	uint32_t milliseconds, much;
+	uint64_t posts, cpu, wall;
+	pthread_t thread;
+};
+static struct job job;
+
+static void *run_job(void *argument)
+{
+	struct job *running = argument;
+	struct ibv_sge sge = { .addr = 4096, .length = 65536, .lkey = 1 };
+	struct ibv_send_wr wr = { .sg_list = &sge, .num_sge = 1, .opcode = IBV_WR_RDMA_WRITE }, *bad;
+	uint64_t cpu = nanoseconds(CLOCK_THREAD_CPUTIME_ID), wall = nanoseconds(CLOCK_MONOTONIC), now = wall;
+	uint64_t end = wall + running->milliseconds * 1000000ull;
+
+	running->posts = 0;
+	while (now < end) {
+		uint64_t due = running->paced ? (now - wall) * running->much / 1000000000u : running->posts + 256;
+
+		for (; running->posts < due; running->posts++) {
+			ibv_post_send(&world.qps[0].qp_base, &wr, &bad);
+			if (!running->paced)
+				for (volatile uint32_t i = 0; i < running->much; i++)
+					;
+		}
+		if (running->paced)
+			usleep(1000);
+		now = nanoseconds(CLOCK_MONOTONIC);
+	}
+	running->wall = nanoseconds(CLOCK_MONOTONIC) - wall;
+	running->cpu = nanoseconds(CLOCK_THREAD_CPUTIME_ID) - cpu;
+	return NULL;
+}
+
+static int print_job(void)
+{
+	return printf("{\"posts\":%" PRIu64 ",\"cpu\":%" PRIu64 ",\"wall\":%" PRIu64 "}\n", job.posts, job.cpu,
+		      job.wall);
+}
+
 static int make_handle(int global, unsigned int last)
 {
 	struct ibv_ah_attr attr = { .is_global = (uint8_t)global, .port_num = 1 };
@@ -162,8 +277,10 @@ static int obey(char *line)
 	} else if (sscanf(line, "forge %u", &a) == 1) {
 		world.contexts[a]->ops.post_send = (void *)((char *)post_send + 1);
 	} else if (sscanf(line, "qp %u %u %u", &queue, &a, &b) == 3) {
+		world.cqs[queue].context = world.contexts[queue];
 		world.qps[world.qp_count++].qp_base =
-			(struct ibv_qp){ .context = world.contexts[queue], .qp_num = a, .qp_type = b };
+			(struct ibv_qp){ .context = world.contexts[queue], .send_cq = &world.cqs[queue],
+					 .recv_cq = &world.cqs[queue], .qp_num = a, .qp_type = b };
 	} else if (sscanf(line, "extend %u", &queue) == 1) {
 		stand_in_extend(&world.qps[queue]);
 		world.extended[world.extended_count++] = (int)queue;
@@ -196,9 +313,47 @@ static int obey(char *line)
 	} else if (sscanf(line, "fail %d %u", &stand_in_error, &stand_in_accepts) == 2) {
 	} else if (sscanf(line, "bad %63s %u", word, &queue) == 2) {
 		bad_post(word, &world.qps[queue].qp_base);
+	} else if (sscanf(line, "completes %d", &stand_in_completes) == 1) {
+	} else if (sscanf(line, "complete %u %" SCNu64 " %u %u %u %u", &queue, &seed, &a, &b, &times,
+			  &chain) == 6) {
+		stand_in_complete(&(struct ibv_wc){ .wr_id = seed, .status = a, .opcode = b, .byte_len = times,
+						   .wc_flags = chain, .qp_num = world.qps[queue].qp_base.qp_num });
+	} else if (sscanf(line, "reset %u", &queue) == 1) {
+		struct ibv_qp_attr attr = { .qp_state = IBV_QPS_RESET };
+
+		ibv_modify_qp(&world.qps[queue].qp_base, &attr, IBV_QP_STATE);
+	} else if (sscanf(line, "poll %u %u %u", &queue, &a, &times) == 3 && a <= 1024) {
+		static struct ibv_wc wc[1024];
+		int all = 0;
+
+		while (times--)
+			all += ibv_poll_cq(world.qps[queue].qp_base.send_cq, (int)a, wc);
+		return printf("%d\n", all);
+	} else if (sscanf(line, "drain %u", &queue) == 1) {
+		return printf("%" PRIu64 "\n", drain(world.qps[queue].qp_base.send_cq));
+	} else if (sscanf(line, "steady %" SCNu64 " %u %u", &seed, &a, &b) == 3 && a <= MAX_THREADS) {
+		return printf("%" PRIu64 "\n", steady(seed, a, b));
+	} else if (sscanf(line, "polls %u", &a) == 1) {
+		measure_polls(a);
+		return 1;
 	} else if (sscanf(line, "time %u", &a) == 1) {
 		measure(a);
 		return 1;
+	} else if (sscanf(line, "work %u %u", &job.milliseconds, &job.much) == 2) {
+		job.paced = 0;
+		run_job(&job);
+		return print_job();
+	} else if (sscanf(line, "pace %u %u", &job.milliseconds, &job.much) == 2) {
+		job.paced = 1;
+		run_job(&job);
+		return print_job();
+	} else if (sscanf(line, "begin %63s %u %u", word, &job.milliseconds, &job.much) == 3) {
+		job.paced = !strcmp(word, "pace");
+		if (pthread_create(&job.thread, NULL, run_job, &job))
+			return 0;
+	} else if (!strcmp(line, "finish")) {
+		pthread_join(job.thread, NULL);
+		return print_job();
 	} else if (!strcmp(line, "counts")) {
 		tally_print(&total);
 		return 1;

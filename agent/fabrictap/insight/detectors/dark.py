@@ -161,7 +161,7 @@ def _candidates(
         unseen = (
             connection.type in _SENDS
             and connection.state == "rts"
-            and connection.coverage_kind == "control_only"
+            and connection.coverage_kind in {"control_only", "estimated"}
         )
         if reads or unseen:
             found.append(Candidate(connection, context.owner_of(connection), size, reads))

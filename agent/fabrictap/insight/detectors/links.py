@@ -17,7 +17,7 @@ _MOST_PORTS = 1024
 #: Of these one is too many: the link was lost or trained anew (IBTA 16.1.3.5, PortCounters).
 _EVENTS = frozenset({"link_downed", "link_error_recovery", "local_link_integrity_errors"})
 #: Counters of repeated packets and of requests for them, by driver: mlx5, mlx4, bnxt_re, irdma, rxe, efa.
-_RETRANSMISSIONS = frozenset(
+RETRANSMISSIONS = frozenset(
     {
         "local_ack_timeout_err",
         "packet_seq_err",
@@ -75,7 +75,7 @@ def _counter(series: Series) -> _Counter | None:
     attributes = series.attributes
     name = str(attributes.get(catalog.ERROR_TYPE.name) or attributes[catalog.RDMA_COUNTER_NAME.name])
     plain = name.rpartition("/")[2]
-    repeats = plain in _RETRANSMISSIONS
+    repeats = plain in RETRANSMISSIONS
     if series.metric is catalog.PORT_COUNTER and not repeats:
         return None
     if attributes.get(catalog.HW_TYPE.name, "network") != "network" and not plain.startswith(_LINKS):

@@ -23,8 +23,11 @@ _SETTLED_NS = 60 * 10**9
 _BLIND = 3
 #: Coverage: connections below which a share says nothing, the share that counts as good and as fallen.
 _LEAST, _GOOD, _FALLEN = 10, 0.9, 0.5
+#: Attached where libraries are used and taken off by the agent itself: what they miss is told by coverage.
+_COME_AND_GO = frozenset({"uprobe"})
 _KERNEL_METHODS = frozenset({"fexit", "kprobe"})
-_SEEN = frozenset({"exact", "since"})
+# What a budget costs is no tampering.
+_SEEN = frozenset({"exact", "since", "estimated"})
 
 
 class Tampering:
@@ -39,6 +42,7 @@ class Tampering:
         self._down: dict[str, int] = {}
         self._down_together: tuple[int, tuple[str, ...]] | None = None
         self._lost = 0
+        self._lost_ns = 0
         self._unseen: dict[tuple[str, int, int], int] = {}
         self._round: list[int] = [0, 0]
         self._good_since: int | None = None
@@ -98,6 +102,8 @@ class Tampering:
                 continue
             attributes = series.attributes
             key = (str(attributes[catalog.PROBE.name]), str(attributes[catalog.PROBE_METHOD.name]))
+            if key[1] in _COME_AND_GO:
+                continue
             now = int(series.value)
             most, since_ns = self._attached.get(key, (now, None))
             if now >= most:
@@ -128,6 +134,8 @@ class Tampering:
             if isinstance(series.value, (int, float))
         )
         lossy, self._lost = lost != self._lost, lost
+        if lossy:
+            self._lost_ns = now_ns
         up_ns = self._up_since.get("verbs")
         for key in [key for key, seen_ns in self._unseen.items() if now_ns - seen_ns > 600 * 10**9]:
             del self._unseen[key]
@@ -135,10 +143,12 @@ class Tampering:
             # What was lost, or refused by a full table, explains it: their counters say so already.
             self._unseen.clear()
             return
+        # Netlink lists a connection a while after its record was lost.
+        settled_ns = max(up_ns, self._lost_ns) + _SETTLED_NS
         for connection in context.batch:
             # The hooks at the system call see no users in the kernel.
             user = connection.pid is not None
-            if user and connection.origin == "netlink" and connection.created_ns > up_ns + _SETTLED_NS:
+            if user and connection.origin == "netlink" and connection.created_ns > settled_ns:
                 self._unseen.setdefault(_key(connection), now_ns)
         if len(self._unseen) >= _BLIND:
             yield Finding(

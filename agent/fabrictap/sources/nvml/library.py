@@ -10,9 +10,10 @@ import _ctypes
 import ctypes
 import logging
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any, TypeVar
 
-from fabrictap.sources import SourceUnavailable
+from fabrictap.sources import SourceAbsent, SourceUnavailable
 
 _log = logging.getLogger(__name__)
 T = TypeVar("T")
@@ -71,16 +72,21 @@ def reason_of(code: int) -> str:
 
 
 class Library:
-    """The loaded and initialised library. Raises SourceUnavailable where it cannot be."""
+    """The loaded and initialised library.
 
-    def __init__(self, path: str) -> None:
+    Raises SourceUnavailable where it cannot be, SourceAbsent where there is neither it nor the driver.
+    """
+
+    def __init__(self, path: str, sysfs: str = "/sys") -> None:
         # 5.6 MiB that nodes without GPUs need not pay
         import pynvml  # noqa: PLC0415
 
         try:
             self._handle = ctypes.CDLL(path)
         except OSError as error:
-            raise SourceUnavailable(f"no NVIDIA driver library: {error}") from None
+            if not Path(sysfs, "module", "nvidia").exists():
+                raise SourceAbsent("no NVIDIA driver on this node") from None
+            raise SourceUnavailable(f"no library of the NVIDIA driver, which is loaded: {error}") from None
         self.nvml: Any = pynvml
         # nvidia-ml-py knows one name of the library only, and keeps pointers into the last one
         pynvml._nvmlGetFunctionPointer_cache.clear()

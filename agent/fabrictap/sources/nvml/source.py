@@ -121,10 +121,10 @@ class Nvml:
     # --- the slow tier ----------------------------------------------------------------------------
 
     def open(self) -> None:
-        """Load the library. Raises SourceUnavailable."""
+        """Load the library. Raises SourceUnavailable, or SourceAbsent where the node has no driver."""
         with self._in_library:
             self._unload()
-        self._library = Library(self._config.library)
+        self._library = Library(self._config.library, self._sysfs)
         self._health = Health(self._library, self._clock)
         self._gone = None
         self._scan_at = self._processes_at = 0.0

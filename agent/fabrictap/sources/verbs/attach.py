@@ -7,6 +7,10 @@ it is attached the file's descriptor is held: a name may lead to another file by
 
 What was read from a process's memory is attached for that process only (:class:`File` with ``pid``).
 
+A process that is not to be counted for a while (:mod:`duty`) must not be stopped by the breakpoint of its
+neighbours either: a file that it shares with them is *divided*, each of the others getting probes of its own,
+which the kernel puts into that process's memory only. It stays so until nobody uses it.
+
 On overlayfs, the same file of an image has a device of its own in each container, while a uprobe always goes
 to the file beneath: attached for two of them, it would count twice. Whether two descriptors are one file
 beneath is seen from their page cache (:func:`same_pages`).
@@ -14,28 +18,29 @@ beneath is seen from their page cache (:func:`same_pages`).
 
 from __future__ import annotations
 
-import ctypes
+import errno
 import logging
-import mmap
 import os
-import struct
+import threading
 import time
-from collections.abc import Container, Iterator
+from collections.abc import Collection, Container, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from fabrictap.ext.bpf import BpfError
+from fabrictap.ext.bpf import BpfError, Link
 from fabrictap.sources.verbs import maps
 from fabrictap.sources.verbs.detach import Detaching
+from fabrictap.sources.verbs.missed import Missed
 from fabrictap.sources.verbs.probes import Attachment, Probes, attach_function, detach, forget_threads
+from fabrictap.sources.verbs.providers import DATA_PATH, entry
+from fabrictap.sources.verbs.samefile import same_pages
 
 _log = logging.getLogger(__name__)
-_PAGE = mmap.PAGESIZE
-#: Frame number in an entry of /proc/self/pagemap; 0 without CAP_SYS_ADMIN.
-_FRAME = (1 << 55) - 1
 #: For one look at all processes whether they map what is about to be detached.
 _SEARCH_SECONDS = 0.25
 _CLOSE_SECONDS = 2.0
+#: Processes that have probes of their own in one file: each probe looks at each hit whose it is.
+_MOST_DIVIDED = 32
 
 #: st_dev and inode; of what was found in a process's memory also its pid, else 0.
 Key = tuple[int, int, int]
@@ -43,10 +48,11 @@ Key = tuple[int, int, int]
 
 @dataclass(frozen=True, slots=True)
 class Probed:
-    """One place. ``attachments`` is empty where the kernel refused; ``since_ns`` counts from the epoch."""
+    """One place. ``refused`` by the kernel; ``since_ns`` counts from the epoch."""
 
     attachments: list[Attachment]
     since_ns: int
+    refused: bool = False
 
 
 @dataclass(slots=True)
@@ -66,12 +72,18 @@ class File:
     kept: bool = False
     #: Other keys of the same file.
     aliases: set[Key] = field(default_factory=set)
+    #: Attached for some of its users, each by itself; and since when those that came later are.
+    divided: bool = False
+    later: dict[int, int | None] = field(default_factory=dict)
 
-    def since(self, functions: Container[str]) -> int | None:
-        """Since when those of ``functions`` that it has are counted; None where one, or all, are not."""
+    def since(self, functions: Container[str], pid: int = 0) -> int | None:
+        """Since when those of ``functions`` that it has are counted, for ``pid``; None where one, or all, are
+        not."""
         found = [probed for (name, _), probed in self.places.items() if name in functions]
-        if not found or not all(probed.attachments for probed in found):
+        if not found or any(probed.refused for probed in found):
             return None
+        if self.divided and pid in self.later:
+            return self.later[pid]
         return max(probed.since_ns for probed in found)
 
 
@@ -87,6 +99,14 @@ class Attachments:
         self._known: dict[Key, File] = {}
         #: Files that are being let go, by key.
         self._closing: dict[Key, tuple[File, Detaching]] = {}
+        #: Over what the thread of the budget changes too; held for some milliseconds at the most.
+        self._lock = threading.RLock()
+        #: Processes that are not counted now, and how much of each was not.
+        self._paused: set[int] = set()
+        self._letting_go: list[Detaching] = []
+        #: Files of which each user is to get probes of his own as soon as those for all have gone.
+        self._dividing: list[tuple[File, Detaching]] = []
+        self.missed = Missed()
         self.refused = refused
         self.attached = 0
         self.detached = 0
@@ -134,7 +154,7 @@ class Attachments:
             self._finish(private)
         shared = next((other for other in same if not other.key[2]), None)
         if pid and shared is not None:
-            wanted -= {place for place, probed in shared.places.items() if probed.attachments}
+            wanted -= {place for place, probed in shared.places.items() if not probed.refused}
             if not wanted:
                 os.close(descriptor)
                 return shared
@@ -149,7 +169,9 @@ class Attachments:
             self._refuse("too_many_libraries")
             return None
         else:
-            file = self._files[key] = self._known[key] = File(key, path, descriptor, mapped)
+            file = File(key, path, descriptor, mapped)
+            with self._lock:
+                self._files[key] = self._known[key] = file
         file.kept |= kept
         self._attach(file, wanted)
         return file
@@ -160,7 +182,7 @@ class Attachments:
         moments = []
         for place in places:
             found = [
-                f.places[place].since_ns for f in files if place in f.places and f.places[place].attachments
+                f.places[place].since_ns for f in files if place in f.places and not f.places[place].refused
             ]
             if not found:
                 return None
@@ -172,8 +194,143 @@ class Attachments:
         if mapped[1]:
             file.mapped = mapped
         started = maps.start_time(pid)
-        if started is not None:
+        if started is None or file.users.get(pid) == started:
+            return
+        with self._lock:
             file.users[pid] = started
+            if file.divided and not any(file is one for one, _ in self._dividing):
+                file.later[pid] = time.time_ns() if self._attach_for(file, pid) else None
+        if pid in self._paused and not file.divided and not file.key[2]:
+            self.pause(pid)
+
+    # --- a process that is not counted for a while ------------------------------------------------
+
+    def pause(self, pid: int) -> Detaching:
+        """Stop counting a process, now: what is being detached. Where it shared a file, the others are not
+        counted either until :meth:`divide` has gone on."""
+        with self._lock:
+            self._paused.add(pid)
+            now_ns = time.time_ns()
+            links: list[Link] = []
+            divided: list[File] = []
+            for file in self._of(pid):
+                if file.key[2] or file.divided:
+                    links += self._take(file, pid)
+                else:
+                    file.divided = True
+                    divided.append(file)
+                    links += self._take(file)
+            for user in {pid, *(user for file in divided for user in file.users)}:
+                self.missed.begin(user, now_ns)
+            detaching = Detaching(links)
+            self._letting_go.append(detaching)
+            self._dividing += [(file, detaching) for file in divided]
+            self.detached += len(links)
+        return detaching
+
+    def divide(self, *, wait: bool = False) -> bool:
+        """Attach for the others of a file that one of its users left; True while there is more to be done.
+
+        Not before all is detached: what both probes saw would be counted twice.
+        """
+        with self._lock:
+            dividing, self._dividing = self._dividing, []
+            for file, detaching in dividing:
+                if not detaching.done() and not (wait and detaching.wait()):
+                    self._dividing.append((file, detaching))
+                    continue
+                for user in file.users.keys() - self._paused:
+                    if self._attach_for(file, user) and user not in self._waiting():
+                        self.missed.end(user, time.time_ns())
+            return bool(self._dividing)
+
+    def _waiting(self) -> set[int]:
+        return {user for file, _ in self._dividing for user in file.users}
+
+    def exclude(self, pid: int) -> None:
+        """A process is not to be counted at all."""
+        with self._lock:
+            self._paused.add(pid)
+
+    def stepped(self, pid: int) -> bool:
+        """Whether the kernel single-steps an instruction each time that the process posts."""
+        with self._lock:
+            return any(
+                not entry(file.descriptor, offset).cheap
+                for file in self
+                if file.key[2] == pid or pid in file.users
+                for name, offset in file.places
+                if name in DATA_PATH
+            )
+
+    def resume(self, pid: int) -> bool:
+        """Count a process again; False where that is refused."""
+        with self._lock:
+            self._paused.discard(pid)
+            divided = [file for file in self._of(pid) if file.divided or file.key[2]]
+            done = [self._attach_for(file, pid) for file in divided]
+            if all(done):
+                self.missed.end(pid, time.time_ns())
+            return all(done)
+
+    def forget(self, pid: int) -> None:
+        """A process has ended."""
+        with self._lock:
+            self._paused.discard(pid)
+            self.missed.forget(pid)
+
+    def _of(self, pid: int) -> list[File]:
+        """The files that a process uses; where that is not known, all that it may use."""
+        found = [file for file in self if file.key[2] == pid or (pid in file.users and not file.key[2])]
+        if not found and (started := maps.start_time(pid)) is not None:
+            found = [file for file in self if not file.key[2]]
+            for file in found:
+                file.users[pid] = started
+        return found
+
+    def _attach_for(self, file: File, pid: int) -> bool:
+        """Attach for one user of a divided file, or for the one that a file is attached for alone."""
+        if pid in self._paused:
+            return False
+        if pid in self._attached(file):
+            return True
+        if len(self._attached(file)) >= _MOST_DIVIDED:
+            for user in [user for user, started in file.users.items() if maps.start_time(user) != started]:
+                self._leave(file, user)
+            if len(self._attached(file)) >= _MOST_DIVIDED:
+                self._refuse("too_many_processes")
+                return False
+        done = [
+            self._attach_place(file, place, probed.attachments, pid) for place, probed in file.places.items()
+        ]
+        return all(done)
+
+    @staticmethod
+    def _attached(file: File) -> set[int]:
+        return {one.pid for probed in file.places.values() for one in probed.attachments}
+
+    def _take(self, file: File, pid: int | None = None) -> list[Link]:
+        """The links of ``pid``, or all of a file, to be closed; those that are hit most first."""
+        links: list[Link] = []
+        for (name, _), probed in file.places.items():
+            taken = [one for one in probed.attachments if pid in {None, one.pid}]
+            probed.attachments[:] = [one for one in probed.attachments if one not in taken]
+            found = detach(self._probes, taken)
+            links = found + links if name in DATA_PATH else links + found
+        return links
+
+    def _rejoin(self, file: File) -> None:
+        """Nobody uses it: attach for whoever comes."""
+        with self._lock:
+            if file.users:
+                return
+            file.divided = False
+            file.later.clear()
+            places = list(file.places)
+            file.places.clear()
+        self._attach(file, places)
+
+    # --- what is no longer used -------------------------------------------------------------------
 
     def sweep(self) -> list[int]:
         """Detach what nobody maps any more; the pids that turned out to map something after all."""
@@ -184,11 +341,14 @@ class Attachments:
         for file in self:
             for pid, started in list(file.users.items()):
                 if maps.start_time(pid) != started:
-                    del file.users[pid]
+                    self._leave(file, pid)
             if file.kept and not self._in_place(file):
                 file.kept = False  # replaced on disk: no new process will map it
             if not file.users and not file.kept:
                 idle.append(file)
+            elif not file.users and file.divided:
+                self._rejoin(file)
+        self._letting_go = [one for one in self._letting_go if not one.done()]
         if not idle:
             return []
         found, complete = _who_maps({file.mapped for file in idle if not file.key[2] and file.mapped[1]})
@@ -200,6 +360,14 @@ class Attachments:
                 self._detach(file)
         return [pid for pids in found.values() for pid in pids]
 
+    def _leave(self, file: File, pid: int) -> None:
+        with self._lock:
+            del file.users[pid]
+            file.later.pop(pid, None)
+            if file.divided and (links := self._take(file, pid)):
+                self._letting_go.append(Detaching(links))
+                self.detached += len(links)
+
     def forget_threads(self) -> int:
         """Delete from the BPF maps what threads left there that have ended; how much that was."""
         return forget_threads(self._probes)
@@ -209,29 +377,45 @@ class Attachments:
         for file in list(self._files.values()):
             self._detach(file)
         deadline = time.monotonic() + _CLOSE_SECONDS
+        for detaching in self._letting_go:
+            detaching.wait(max(0.0, deadline - time.monotonic()))
         for file, detaching in self._closing.values():
             detaching.wait(max(0.0, deadline - time.monotonic()))
             os.close(file.descriptor)
         self._closing.clear()
 
-    def _attach(self, file: File, wanted: set[tuple[str, int]]) -> None:
-        for name, offset in sorted(wanted - file.places.keys()):
-            made: list[Attachment] = []
-            try:
-                made = attach_function(self._probes, name, file.descriptor, offset, file.key[2])
-            except (BpfError, OSError) as error:
-                self._refuse("attach")
-                _log.warning("cannot count %s in %s: %s", name, file.path, error)
-            file.places[name, offset] = Probed(made, time.time_ns())
-            self.attached += len(made)
+    def _attach(self, file: File, wanted: Collection[tuple[str, int]]) -> None:
+        for place in sorted(set(wanted) - file.places.keys()):
+            with self._lock:
+                made: list[Attachment] = []
+                users = [file.key[2]] if not file.divided else list(file.users)
+                done = [
+                    self._attach_place(file, place, made, pid) for pid in users if pid not in self._paused
+                ]
+                file.places[place] = Probed(made, time.time_ns(), refused=not all(done))
+
+    def _attach_place(self, file: File, place: tuple[str, int], made: list[Attachment], pid: int) -> bool:
+        name, offset = place
+        try:
+            attached = attach_function(self._probes, name, file.descriptor, offset, pid)
+        except (BpfError, OSError) as error:
+            if pid and error.errno == errno.ESRCH:
+                return True  # it has ended meanwhile
+            self._refuse("attach")
+            _log.warning("cannot count %s in %s: %s", name, file.path, error)
+            return False
+        made += attached
+        self.attached += len(attached)
+        return True
 
     def _detach(self, file: File) -> None:
-        links = [link for probed in file.places.values() for link in detach(self._probes, probed.attachments)]
-        self._closing[file.key] = file, Detaching(links)
-        self.detached += len(links)
-        del self._files[file.key]
-        for key in (file.key, *file.aliases):
-            del self._known[key]
+        with self._lock:
+            links = self._take(file)
+            self._closing[file.key] = file, Detaching(links)
+            self.detached += len(links)
+            del self._files[file.key]
+            for key in (file.key, *file.aliases):
+                del self._known[key]
 
     def _finish(self, file: File) -> None:
         """Wait until nothing of a file that is being let go counts any more."""
@@ -240,6 +424,9 @@ class Attachments:
 
     def settle(self) -> None:
         """Wait until all that was let go is detached."""
+        for detaching in self._letting_go:
+            detaching.wait()
+        self._letting_go.clear()
         for file, _ in list(self._closing.values()):
             self._finish(file)
 
@@ -266,54 +453,6 @@ class Attachments:
 
     def _refuse(self, reason: str) -> None:
         self.refused[reason] = self.refused.get(reason, 0) + 1
-
-
-def same_pages(one: int, other: int) -> bool:
-    """Whether two descriptors are views of one file: their first pages are the same memory.
-
-    Where the kernel does not tell frames (without CAP_SYS_ADMIN), equal content of the first page is taken
-    for it: the callers have compared inode and size.
-    """
-    if min(os.fstat(one).st_size, os.fstat(other).st_size) < _PAGE:
-        return False
-    with (
-        mmap.mmap(one, _PAGE, mmap.MAP_SHARED, mmap.PROT_READ) as first,
-        mmap.mmap(other, _PAGE, mmap.MAP_SHARED, mmap.PROT_READ) as second,
-    ):
-        if first[:] != second[:]:  # reads both, so that they are in memory
-            return False
-        frames = [_frame(first), _frame(second)]
-    return frames[0] == frames[1]
-
-
-def _frame(page: mmap.mmap) -> int:
-    # A read-only mapping gives no writable buffer, which ctypes wants for an address.
-    address = _address(page)
-    with open("/proc/self/pagemap", "rb", 0) as table:  # noqa: PTH123 - seeks
-        table.seek(address // _PAGE * 8)
-        (entry,) = struct.unpack("<Q", table.read(8))
-    return int(entry) & _FRAME
-
-
-def _address(page: mmap.mmap) -> int:
-    view = ctypes.py_object(page)
-    buffer = _Buffer()
-    ctypes.pythonapi.PyObject_GetBuffer(view, ctypes.byref(buffer), 0)
-    try:
-        return int(buffer.buf)
-    finally:
-        ctypes.pythonapi.PyBuffer_Release(ctypes.byref(buffer))
-
-
-class _Buffer(ctypes.Structure):
-    """Py_buffer."""
-
-    _fields_ = (
-        ("buf", ctypes.c_void_p), ("obj", ctypes.py_object), ("len", ctypes.c_ssize_t),
-        ("itemsize", ctypes.c_ssize_t), ("readonly", ctypes.c_int), ("ndim", ctypes.c_int),
-        ("format", ctypes.c_char_p), ("shape", ctypes.c_void_p), ("strides", ctypes.c_void_p),
-        ("suboffsets", ctypes.c_void_p), ("internal", ctypes.c_void_p),
-    )  # fmt: skip
 
 
 def _who_maps(files: set[tuple[str, int]]) -> tuple[dict[tuple[str, int], list[int]], bool]:

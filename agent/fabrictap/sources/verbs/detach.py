@@ -13,7 +13,8 @@ from collections.abc import Sequence
 
 from fabrictap.ext.bpf import Link
 
-_THREADS = 16
+#: As many as a library has probes: the last to be removed must not wait for the first.
+_THREADS = 32
 
 
 class Detaching:

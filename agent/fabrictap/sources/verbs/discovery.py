@@ -110,6 +110,10 @@ class Discovery:
         self._older = set(found)
         return found
 
+    def older(self, pids: Iterable[int]) -> None:
+        """These processes may have queue pairs already: :meth:`look` looks for them in their memory too."""
+        self._older |= set(pids)
+
     # --- a process --------------------------------------------------------------------------------
 
     def look(self, pid: int) -> int | None:
@@ -126,7 +130,7 @@ class Discovery:
             file = self._from_memory(pid)
             if files is None:
                 files = [] if file is None else [file]
-        since = [file.since(DATA_PATH) for file in files]
+        since = [file.since(DATA_PATH, pid) for file in files]
         if not since or None in since:
             return None
         return max(moment for moment in since if moment is not None)

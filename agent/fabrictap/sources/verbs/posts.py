@@ -166,6 +166,7 @@ class PostFold:
         for connection in self._ledger.connections:
             if connection.coverage_kind != "control_only":
                 connection.coverage = Coverage("since", now_ns)
+                connection.missed_before_ns = None
         self._retire_all([*self._counters, *self._ignored], now_ns)
         self._retired.clear()
         self._table = table
@@ -238,6 +239,7 @@ class PostFold:
         key = counter.key
         operation = names.OPERATIONS[_OPERATION[key.operation]]
         exact = connection is not None and connection.coverage_kind == "exact"
+        estimated = connection is not None and connection.coverage_kind == "estimated"
         start_ns = now_ns
         known: dict[str, AttributeValue | None] = {
             **self._ledger.identity(key.pid),
@@ -245,7 +247,7 @@ class PostFold:
             "rdma.qp.number": key.qpn,
             "rdma.qp.type": QP_TYPES.get(key.qp_type, "unknown"),
             "rdma.operation": operation,
-            "fabrictap.coverage": "exact" if exact else "since",
+            "fabrictap.coverage": "estimated" if estimated else "exact" if exact else "since",
         }
         if key.queue == records.QUEUE_SHARED_RECEIVE:
             known["rdma.qp.type"] = "srq"

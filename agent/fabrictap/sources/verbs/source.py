@@ -10,6 +10,7 @@ from __future__ import annotations
 import errno
 import logging
 import time
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -32,15 +33,21 @@ from fabrictap.ext.records import (
     divide,
 )
 from fabrictap.ledger import Ledger
+from fabrictap.ledger.connections import Connection
 from fabrictap.ledger.processes import Process, host_pids
 from fabrictap.ledger.processes import read as read_process
-from fabrictap.series import SeriesTable
+from fabrictap.ledger.workloads.selector import matches
+from fabrictap.series import AttributeValue, SeriesTable
 from fabrictap.sources import SourceUnavailable
-from fabrictap.sources.verbs import providers
+from fabrictap.sources.verbs import kernel_types, providers
 from fabrictap.sources.verbs.attach import Attachments
+from fabrictap.sources.verbs.budget import Limits, Mode, first_quota
+from fabrictap.sources.verbs.completions import CompletionFold
 from fabrictap.sources.verbs.connection_manager import ConnectionManagerFold
 from fabrictap.sources.verbs.control import ControlFold, ends_flows, unbinds
 from fabrictap.sources.verbs.discovery import Discovery
+from fabrictap.sources.verbs.duty import Duty
+from fabrictap.sources.verbs.estimates import Estimates
 from fabrictap.sources.verbs.posts import PostFold
 from fabrictap.sources.verbs.probes import (
     MAX_POST_KEYS,
@@ -52,6 +59,7 @@ from fabrictap.sources.verbs.probes import (
     module_loaded,
 )
 from fabrictap.sources.verbs.uverbs import Uverbs
+from fabrictap.sources.verbs.windows import Window, Windows
 
 _log = logging.getLogger(__name__)
 _REAP_SECONDS = 10.0
@@ -80,6 +88,8 @@ class Sample:
     extended: dict[tuple[str, int], int] = field(default_factory=dict)
     gone: list[int] = field(default_factory=list)
     losses: dict[str, int] = field(default_factory=dict)
+    #: Windows of completions that have ended.
+    windows: list[Window] = field(default_factory=list)
     #: The probes were loaded anew before this sample: their counters start at 0.
     anew: bool = False
 
@@ -102,15 +112,24 @@ class Verbs:
         self._control: Probes | None = None
         self._connection_manager: Probes | None = None
         self._data: Probes | None = None
+        self._types: kernel_types.HeaderTypes | None = None
         self._uverbs = Uverbs(self.errors)
         self._posts = Posts(series.ring, MAX_POST_KEYS)
         self._control_fold = ControlFold(series, ledger)
         self._post_fold = PostFold(series, ledger, self._posts)
         self._connection_manager_fold = ConnectionManagerFold(series)
+        self._completion_fold = CompletionFold(series, ledger)
+        self._windows: Windows | None = None
         self._post_map: Map | None = None
         self._contexts: Map | None = None
         self._devices: set[str] = set()
         self._discovery: Discovery | None = None
+        #: Whether anybody's posts are not to be counted at any cost.
+        self._budgeted = config.data == "budget" or bool(config.budget.workloads)
+        self._duty: Duty | None = None
+        self._estimates: Estimates | None = None
+        #: Those before the probes were loaded anew: what they export is to be ended.
+        self._former: Estimates | None = None
         #: The helper process: what it opened and made is not told.
         self._helper: int | None = None
         self._known: dict[int, int | None] = {}
@@ -129,20 +148,29 @@ class Verbs:
             raise SourceUnavailable(
                 "no RDMA device: ib_uverbs is not loaded (a driver such as mlx5_ib loads it)"
             )
-        if self._config.data != "off":
+        limits = Limits(self._config.budget.process, self._config.budget.node)
+        if self._budgeted and not self._host_pids:
+            self._trouble("data path", "the agent is in a pid namespace of its own: posts are not counted")
+        elif self._config.data != "off":
             try:
                 self._data = load_data(
                     self._config.post_memory,
                     self._config.event_buffer,
                     subtract=self._config.refused == "subtract",
+                    quota=first_quota(limits) if self._budgeted else None,
                 )
-                self._discovery = Discovery(Attachments(self._data, self.errors), self.errors)
+                attachments = Attachments(self._data, self.errors)
+                self._discovery = Discovery(attachments, self.errors)
+                if self._budgeted:
+                    self._duty = self._budget(self._data, attachments)
+                self._windows = Windows(self._config.completions)
             except ProbesUnavailable as error:
                 self._trouble("data path", f"{error}: posts are not counted")
         if self._config.control != "off":
             try:
-                self._control = load_control(self._config.control, self._config.event_buffer)
-            except ProbesUnavailable as error:
+                self._types = kernel_types.choose(self._config.loader, self._config.kernel_headers)
+                self._control = load_control(self._config.control, self._config.event_buffer, self._types)
+            except (ProbesUnavailable, kernel_types.TypesUnavailable) as error:
                 self._trouble("control path", f"{error}: connections are known from netlink only")
         if self._control is None and self._data is None:
             reasons = "; ".join(self.problems.values()) or "both paths are off in the configuration"
@@ -150,6 +178,8 @@ class Verbs:
         self._look_for_news()
         if self._discovery is not None:
             self._unresolved |= self._discovery.running()
+        if self._duty is not None:
+            self._duty.start()
         self._next_tick = time.monotonic() + self._config.interval
 
     def sample(self) -> Sample:
@@ -165,6 +195,8 @@ class Verbs:
         if tick:
             self._next_tick = max(self._next_tick + self._config.interval, time.monotonic())
             self._look_for_news()
+            if self._duty is not None:
+                self._duty.calibrate()
         if tick or any(ends_flows(record) for record in sample.records):
             sample.posts = True
             sample.posts_ns = time.time_ns() if self._data is not None else None
@@ -176,16 +208,40 @@ class Verbs:
                 self._read_posts()
             sample.losses = self._losses()
         self._resolve(sample)
+        if self._windows is not None and self._discovery is not None:
+            self._windows.step(self._discovery.attachments)
+            sample.windows = self._windows.take()
         return sample
 
+    def _budget(self, probes: Probes, attachments: Attachments) -> Duty:
+        limits = Limits(self._config.budget.process, self._config.budget.node)
+        duty = Duty(probes, attachments, limits, self._mode({}), self.errors)
+        self._estimates = Estimates(self._series, self._ledger, self._post_fold, duty, attachments.missed)
+        return duty
+
+    def _mode(self, identity: Mapping[str, AttributeValue]) -> Mode:
+        """How posts of a process are counted, as the configuration says."""
+        for rule in self._config.budget.workloads:
+            if matches(rule.match, identity):
+                return rule.data
+        return self._config.data
+
     def close(self) -> None:
+        if self._windows is not None:
+            self._windows.close()
+            self._windows = None
+        if self._duty is not None:
+            self._duty.close()
+        self._former, self._duty, self._estimates = self._estimates or self._former, None, None
         if self._discovery is not None:
             self._discovery.close()
             self._discovery = None
         for probes in (self._control, self._connection_manager, self._data):
             if probes is not None:
                 probes.close()
-        self._control = self._connection_manager = self._data = None
+        if self._types is not None:
+            self._types.close()
+        self._control = self._connection_manager = self._data = self._types = None
         self._post_map = self._contexts = None
         # What comes next is loaded, attached and counted from the beginning.
         self._posts = Posts(self._series.ring, MAX_POST_KEYS)
@@ -221,7 +277,7 @@ class Verbs:
         if wanted and self._connection_manager is None and module_loaded("rdma_cm"):
             try:
                 self._connection_manager = load_connection_manager(
-                    self._config.event_buffer, self._connection_manager_fold.events
+                    self._config.event_buffer, self._connection_manager_fold.events, self._types
                 )
             except ProbesUnavailable as error:
                 self._trouble("connection manager", str(error))
@@ -294,8 +350,9 @@ class Verbs:
         for pid, comm in comms.items():
             if pid not in opened and self._known.get(pid) is not None:
                 continue
-            sample.processes.append(self._process(pid, comm))
-            self._known[pid] = sample.instrumented[pid] = self._instrumented_since(pid)
+            process = self._process(pid, comm)
+            sample.processes.append(process)
+            self._known[pid] = sample.instrumented[pid] = self._instrumented_since(process)
         if self._discovery is not None and self._host_pids:
             for record in sample.records:
                 if record.kind == QP_EXTENDED:
@@ -310,6 +367,8 @@ class Verbs:
             sample.gone = [pid for pid in self._known if not Path(f"/proc/{pid}").exists()]
             for pid in sample.gone:
                 del self._known[pid]
+                if self._duty is not None:
+                    self._duty.forget(pid)
 
     def _posters(self) -> set[int]:
         """The processes that post and of which not everything is known."""
@@ -320,10 +379,16 @@ class Verbs:
             return Process(pid, comm or "unknown", None)
         return read_process(pid, comm, self._ledger.workloads.resolver)
 
-    def _instrumented_since(self, pid: int) -> int | None:
+    def _instrumented_since(self, process: Process) -> int | None:
         if self._discovery is None or not self._host_pids:
             return None
-        return self._discovery.look(pid)
+        if self._duty is None:
+            return self._discovery.look(process.pid)
+        identity = self._ledger.workloads.full_identity(process.pid, process.name, process.workload)
+        mode = self._mode(identity)
+        self._duty.meet(process.pid, mode)
+        since = self._discovery.look(process.pid)
+        return None if mode == "off" else since
 
     def _count_error(self, error: BpfError) -> None:
         name = errno.errorcode.get(error.errno, str(error.errno))
@@ -338,7 +403,7 @@ class Verbs:
 
     def fold(self, sample: Sample, now_ns: int) -> None:
         if sample.anew:
-            self._post_fold.restart(self._posts, now_ns)
+            self._begin_anew(now_ns)
         for process in sample.processes:
             self._ledger.processes.put(process)
         self._control_fold.learn(sample.instrumented)
@@ -350,18 +415,7 @@ class Verbs:
         self._ledger.memory.fold(sample.regions, offset)
         self._connection_manager_fold.fold(now_ns)
         for record in sample.records:
-            if record.kind == QP_DESTROYED:
-                # Its last posts first: what they moved belongs to the flows that end now.
-                self._post_fold.finish(record.device, record.qpn, now_ns)
-            elif record.kind == PROCESS_EXITED:
-                for connection in self._ledger.connections.of_process(record.pid):
-                    self._post_fold.finish(connection.device, connection.qpn, now_ns)
-            elif ends_flows(record):
-                self._post_fold.settle(record.device, record.qpn, now_ns)
-                if unbinds(record):
-                    self._post_fold.unbind(record.device, record.qpn, now_ns)
-            self._control_fold.fold(record, record.time_ns + offset)
-            self._post_fold.learn(record)
+            self._fold_record(record, now_ns, offset)
         if sample.posts:
             arrived = self._ledger.connections.take_arrived()
             self._unresolved |= self._control_fold.complete(arrived)
@@ -369,10 +423,48 @@ class Verbs:
             if not self._post_fold.owing:
                 self._ledger.traffic.posted = self._post_fold.posted()
                 self._ledger.traffic.posted_until_ns = sample.posts_ns
+        if self._estimates is not None:
+            self._estimates.fold(now_ns, figures=sample.posts)
+        self._completion_fold.fold(sample.windows, now_ns)
         for pid in sample.gone:
+            self._completion_fold.process_gone(pid)
             self._post_fold.process_gone(pid, now_ns)
             self._control_fold.process_gone(pid, now_ns)
         self._export(sample, now_ns)
+
+    def _ending(self, record: Record) -> Iterable[Connection | None]:
+        """The connections whose flows end with a record."""
+        if record.kind == PROCESS_EXITED:
+            return self._ledger.connections.of_process(record.pid)
+        return (self._ledger.connections.get(record.device, record.qpn),)
+
+    def _fold_record(self, record: Record, now_ns: int, offset: int) -> None:
+        if ends_flows(record):
+            self._estimate(self._ending(record), now_ns)
+        if record.kind == QP_DESTROYED:
+            # Its last posts first: what they moved belongs to the flows that end now.
+            self._post_fold.finish(record.device, record.qpn, now_ns)
+        elif record.kind == PROCESS_EXITED:
+            for connection in self._ledger.connections.of_process(record.pid):
+                self._post_fold.finish(connection.device, connection.qpn, now_ns)
+        elif ends_flows(record):
+            self._post_fold.settle(record.device, record.qpn, now_ns)
+            if unbinds(record):
+                self._post_fold.unbind(record.device, record.qpn, now_ns)
+        self._control_fold.fold(record, record.time_ns + offset)
+        self._post_fold.learn(record)
+
+    def _begin_anew(self, now_ns: int) -> None:
+        self._post_fold.restart(self._posts, now_ns)
+        if self._former is not None:
+            self._former.close()
+            self._former = None
+
+    def _estimate(self, connections: Iterable[Connection | None], now_ns: int) -> None:
+        if self._estimates is not None:
+            for connection in connections:
+                if connection is not None:
+                    self._estimates.settle(connection, now_ns)
 
     def _export(self, sample: Sample, now_ns: int) -> None:
         attributes = {catalog.SOURCE.name: self.name}

@@ -17,6 +17,7 @@ _LARGEST_MTU = 16
 #: Opcodes that move nothing by themselves: posted buffers, and what stays in the adapter.
 _NO_TRAFFIC = frozenset({"recv", "local_inv", "bind_mw"})
 _BLIND = "control_only"
+_IN_PART = "estimated"
 
 
 def number(bits: int, real: bool) -> int | float:
@@ -66,7 +67,8 @@ def connection(row: int, values: tuple[Any, ...], at: Mapping[str, int], about: 
         operations, moved = values[first + 2 * opcode : first + 2 * opcode + 2]
         if operations or moved:
             posted[operation] = Posted(operations, moved)
-    seen = coverage != _BLIND
+    fraction = finite(values[at["fraction"]]) if coverage == _IN_PART else None
+    seen = coverage != _BLIND and fraction != 0
     inbound = sum(one.bytes for name, one in posted.items() if name in about.inbound)
     outbound = sum(
         one.bytes for name, one in posted.items() if name not in about.inbound and name not in _NO_TRAFFIC
@@ -87,6 +89,7 @@ def connection(row: int, values: tuple[Any, ...], at: Mapping[str, int], about: 
         mtu=1 << exponent if 0 < exponent <= _LARGEST_MTU else None,
         coverage=coverage,
         since_ns=values[at["since_ns"]] or None,
+        fraction=fraction,
         origin=_name(about.origins, values[at["origin"]]),
         created_ns=values[at["created_ns"]],
         ended_ns=values[at["ended_ns"]] or None,

@@ -85,8 +85,8 @@ class Connection:
     """One queue pair. None is what is not known.
 
     ``posted`` has the operations that were seen; ``in_bytes``, ``out_bytes`` and the rates (bytes per second
-    over the last tick) are None where posted work is not seen at all (coverage control_only). ``pid`` is None
-    for the kernel.
+    over the last tick) are None where posted work is not seen at all: coverage control_only, or estimated
+    with a ``fraction`` of 0: the share of its time in which it was seen. ``pid`` is None for the kernel.
     """
 
     row: int
@@ -104,6 +104,7 @@ class Connection:
     mtu: int | None
     coverage: str
     since_ns: int | None
+    fraction: float | None
     origin: str
     created_ns: int
     ended_ns: int | None

@@ -52,12 +52,12 @@ class Peers:
             if peer is None:
                 continue
             owner = context.owner_of(connection)
-            pair = id(owner), peer
-            if pair in quiet:
+            both = id(owner), peer
+            if both in quiet:
                 continue
             findings = list(self._judge(connection, peer, owner, now_ns, context))
             if not findings and peer not in self._local and not connection.ended:
-                quiet.add(pair)
+                quiet.add(both)
             for finding in findings:
                 key = (finding.kind.name, *(str(part) for part in finding.key))
                 if len(self._round) < _MOST_HELD:

@@ -119,6 +119,7 @@ _DECLARATIONS = [
     *(ROOT / "ext").glob("*.h"),
     *(ROOT / "ext").glob("*.pxd"),
     ROOT / "probes" / "include" / "records.h",
+    ROOT / "probes" / "include" / "work.h",
     ROOT / "probes" / "include" / "verbs_abi.h",
 ]
 
@@ -150,6 +151,7 @@ setup(
             extension("dcgm", ["dl"]),
             extension("connections", []),
             extension("posts", []),
+            extension("completions", ["m"]),
             extension("fold", []),
             extension("regions", []),
             extension("layout", []),

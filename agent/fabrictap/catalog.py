@@ -174,6 +174,45 @@ RDMA_OPERATION = Attribute(
         "unknown",
     ),
 )
+RDMA_COMPLETION_STATUS = Attribute(
+    "rdma.completion.status",
+    str,
+    "Status of a work completion with an error, enum ibv_wc_status without its prefix",
+    (
+        "loc_len_err",
+        "loc_qp_op_err",
+        "loc_eec_op_err",
+        "loc_prot_err",
+        "wr_flush_err",
+        "mw_bind_err",
+        "bad_resp_err",
+        "loc_access_err",
+        "rem_inv_req_err",
+        "rem_access_err",
+        "rem_op_err",
+        "retry_exc_err",
+        "rnr_retry_exc_err",
+        "loc_rdd_viol_err",
+        "rem_inv_rd_req_err",
+        "rem_abort_err",
+        "inv_eecn_err",
+        "inv_eec_state_err",
+        "fatal_err",
+        "resp_timeout_err",
+        "general_err",
+        "tm_err",
+        "tm_rndv_incomplete",
+        "unknown",
+    ),
+)
+RDMA_COMPLETION_UNMATCHED = Attribute(
+    "rdma.completion.unmatched",
+    str,
+    "Why a completion has no latency. earlier: posted before the window; ambiguous: it may have been, for "
+    "its wr_id is not unique; mismatched: no request is outstanding that it could complete; lost: the window "
+    "lost records; overflowed: too many queue pairs to remember",
+    ("earlier", "ambiguous", "mismatched", "lost", "overflowed"),
+)
 RDMA_MR_ACCESS = Attribute(
     "rdma.memory_region.remote_access",
     str,
@@ -464,6 +503,13 @@ WORKLOAD_LOSS = Attribute(
         "name_escaped",
     ),
 )
+WINDOW_END = Attribute(
+    "fabrictap.window.end",
+    str,
+    "full: it took its time; cost: the probes were run so often that it was ended before; failed: no probe "
+    "could be attached",
+    ("full", "cost", "failed"),
+)
 IDENTITY_LEVEL = Attribute(
     "fabrictap.identity.level",
     str,
@@ -607,6 +653,7 @@ PROCESS_IDENTITY = _PROCESS
 
 _PEER = (RDMA_GID, RDMA_PEER_GID, RDMA_PEER_QPN)
 _POSTS = (*_PROCESS, RDMA_DEVICE, RDMA_QPN, RDMA_QP_TYPE, RDMA_OPERATION, *_PEER, COVERAGE)
+_COMPLETIONS = (*_PROCESS, RDMA_DEVICE, RDMA_OPERATION)
 _EXPORTER = (COMPONENT_TYPE, COMPONENT_NAME)
 
 # --- metrics: what the hardware did ---------------------------------------------------------------
@@ -968,6 +1015,48 @@ VERBS_MESSAGE_SIZE = Metric(
     "Payload size of posted work requests; exponential histogram of scale 0 (powers of two)",
     _POSTS,
 )
+COMPLETION_OPERATIONS = Metric(
+    "rdma.completion.operations",
+    Kind.COUNTER,
+    "{completion}",
+    "Successful work completions that a process polled, by operation; recv also stands for a receive that a "
+    "write with immediate data used up. Sampled: seen in windows only (sources.verbs.completions). Its "
+    "increase divided by that of fabrictap.completion.observed.time is a rate",
+    _COMPLETIONS,
+)
+COMPLETION_ERRORS = Metric(
+    "rdma.completion.errors",
+    Kind.COUNTER,
+    "{completion}",
+    "Work completions with an error that a process polled, by status. Sampled: seen in windows only, so none "
+    "here does not say that there was none",
+    (*_PROCESS, RDMA_DEVICE, RDMA_QPN, RDMA_COMPLETION_STATUS),
+)
+COMPLETION_RECEIVE_IO = Metric(
+    "rdma.completion.receive.io",
+    Kind.COUNTER,
+    "By",
+    "Payload bytes that arrived in receive buffers, by their completions, headers (GRH) left out; not what "
+    "peers read or write past the CPU. Sampled, likewise",
+    (*_PROCESS, RDMA_DEVICE),
+)
+COMPLETION_LATENCY = Metric(
+    "rdma.completion.latency",
+    Kind.HISTOGRAM,
+    "s",
+    "Time from the post of a work request to the poll that returned its completion: the wait in the send "
+    "queue and until the process polls is in it. Exponential histogram of scale 2 or 3. Sampled, likewise; "
+    "only completions whose request is known",
+    _COMPLETIONS,
+)
+COMPLETION_UNMATCHED = Metric(
+    "rdma.completion.unmatched",
+    Kind.COUNTER,
+    "{completion}",
+    "Successful completions of send queues that rdma.completion.latency does not have, by reason. Sampled, "
+    "likewise",
+    (*_PROCESS, RDMA_DEVICE, RDMA_COMPLETION_UNMATCHED),
+)
 QP_STATUS = Metric(
     "rdma.qp.status",
     Kind.UPDOWNCOUNTER,
@@ -1006,6 +1095,21 @@ MR_SIZE = Metric(
     "By",
     "Memory registered now; regions that overlap are counted each",
     (*_PROCESS, RDMA_DEVICE, RDMA_MR_ACCESS, RDMA_MR_REMOTE_ATOMIC),
+)
+PROCESS_IO = Metric(
+    "rdma.process.io",
+    Kind.COUNTER,
+    "By",
+    "What the hardware counted for the queue pairs of a process, whoever posted it: bytes of RDMA packets "
+    "(sources.process_counters; optional counters of mlx5)",
+    (*_PROCESS, RDMA_DEVICE, RDMA_PORT, RDMA_QP_TYPE, IO_DIRECTION),
+)
+PROCESS_COUNTER = Metric(
+    "rdma.process.counter",
+    Kind.COUNTER,
+    "{count}",
+    "The same for every other counter, by the driver's name for it (sources.process_counters)",
+    (*_PROCESS, RDMA_DEVICE, RDMA_PORT, RDMA_QP_TYPE, RDMA_COUNTER_NAME),
 )
 CM_EVENTS = Metric(
     "rdma.cm.events",
@@ -1142,6 +1246,35 @@ WORKLOAD_LOST = Metric(
     "{read}",
     "What could not be read of a process, its container or its pod: the identity lacks that part",
     (WORKLOAD_LOSS,),
+)
+COMPLETION_OBSERVED_TIME = Metric(
+    "fabrictap.completion.observed.time",
+    Kind.COUNTER,
+    "s",
+    "Time for which completions were watched, in windows: what rdma.completion.* was seen in",
+    (),
+)
+COMPLETION_OBSERVED_SHARE = Metric(
+    "fabrictap.completion.observed.share",
+    Kind.GAUGE,
+    "1",
+    "The same of the last window but one, as a share of the time until the next began; a window ends early "
+    "where its probes would cost more than sources.verbs.completions.cost",
+    (),
+)
+COMPLETION_WINDOWS = Metric(
+    "fabrictap.completion.windows",
+    Kind.COUNTER,
+    "{window}",
+    "Windows in which completions were watched, by how they ended",
+    (WINDOW_END,),
+)
+COMPLETION_LOST = Metric(
+    "fabrictap.completion.lost",
+    Kind.COUNTER,
+    "{record}",
+    "Records of posts and completions that a window lost: what it counted is less than there was",
+    (),
 )
 IDENTITY_DROPPED = Metric(
     "fabrictap.identity.dropped",

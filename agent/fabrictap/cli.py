@@ -13,6 +13,7 @@ import sys
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, NoReturn
 
+from fabrictap.trace import arguments
 from fabrictap.version import VERSION
 
 if TYPE_CHECKING:
@@ -157,6 +158,8 @@ def _parser() -> argparse.ArgumentParser:
     flows.add_argument("--no-header", action="store_true", help="no line of titles")
     _recording(flows)
 
+    arguments.add(add("trace", "print what one process or connection posts and completes now", arguments.run))
+
     snapshot = add(
         "snapshot", "one picture of what is going on now, or was when the agent ended", _reads(_snapshot)
     )
@@ -167,21 +170,10 @@ def _parser() -> argparse.ArgumentParser:
         add("health", "say whether the agent lives, in one line and by the exit code", _reads(_health))
     )
 
-    recorder = add(
-        "recorder", "what the flight recorder has, also of an agent that is dead", _no_recorder_command
+    _recorder(
+        add("recorder", "what the flight recorder has, also of an agent that is dead", _no_recorder_command),
+        add,
     )
-    parts = recorder.add_subparsers(metavar="PART")
-    dump = add("dump", "print what every series did, tick by tick", _reads(_dump), parts)
-    dump.add_argument("--since", metavar="TIME", help="the last of it only, as in 30s or 5m")
-    dump.add_argument("--metric", metavar="PATTERN", help="metrics of this name, a shell pattern")
-    dump.add_argument("--format", choices=("table", "json", "csv", "otlp"), default="table")
-    events = add("events", "print what happened", _reads(_events), parts)
-    events.add_argument("--since", metavar="TIME", help="the last of it only, as in 30s or 5m")
-    events.add_argument("--json", action="store_true", help="an object a line")
-    kept = add("list", "list the files that are kept, and how their agents ended", _reads(_list), parts)
-    kept.add_argument("--json", action="store_true", help="an object a line")
-    for part in (dump, events, kept):
-        _recording(part)
 
     catalog = add("catalog", "print every metric, span and attribute", _catalog)
     catalog.add_argument("--format", choices=("markdown", "json"), default="markdown")
@@ -211,6 +203,21 @@ def _recording(parser: argparse.ArgumentParser) -> None:
         "--owner", metavar="USER", help="read files of this user too, as where the agent runs as one"
     )
     _configuration(parser)
+
+
+def _recorder(parser: argparse.ArgumentParser, add: Callable[..., argparse.ArgumentParser]) -> None:
+    parts = parser.add_subparsers(metavar="PART")
+    dump = add("dump", "print what every series did, tick by tick", _reads(_dump), parts)
+    dump.add_argument("--since", metavar="TIME", help="the last of it only, as in 30s or 5m")
+    dump.add_argument("--metric", metavar="PATTERN", help="metrics of this name, a shell pattern")
+    dump.add_argument("--format", choices=("table", "json", "csv", "otlp"), default="table")
+    events = add("events", "print what happened", _reads(_events), parts)
+    events.add_argument("--since", metavar="TIME", help="the last of it only, as in 30s or 5m")
+    events.add_argument("--json", action="store_true", help="an object a line")
+    kept = add("list", "list the files that are kept, and how their agents ended", _reads(_list), parts)
+    kept.add_argument("--json", action="store_true", help="an object a line")
+    for part in (dump, events, kept):
+        _recording(part)
 
 
 def _audit_options(parser: argparse.ArgumentParser) -> None:
@@ -265,8 +272,8 @@ def _load(options: argparse.Namespace) -> Config:
 def _no_command(options: argparse.Namespace) -> NoReturn:
     parser: _Parser = options.parser
     parser.error(
-        "which command? One of run, check-config, doctor, audit, flows, snapshot, health, recorder, policy, "
-        "catalog, version"
+        "which command? One of run, check-config, doctor, audit, flows, trace, snapshot, health, recorder, "
+        "policy, catalog, version"
     )
 
 
@@ -385,11 +392,23 @@ def _owner(options: argparse.Namespace) -> int | None:
 
     name = options.owner
     if name is None:
-        return None
+        return _packaged_agent()
     try:
         return int(name) if name.isascii() and name.isdigit() else pwd.getpwnam(name).pw_uid
     except KeyError:
         raise ConfigError(f"--owner {name}: no such user") from None
+
+
+def _packaged_agent() -> int | None:
+    """The system account under which the package's unit runs the agent; root believes its files too."""
+    import pwd
+
+    try:
+        user = pwd.getpwnam("fabrictap").pw_uid if os.geteuid() == 0 else None
+    except KeyError:
+        return None
+    # An ordinary user of that name (login.defs: from UID_MIN, 1000) is somebody else.
+    return user if user is not None and user < 1000 else None
 
 
 def _time(options: argparse.Namespace, name: str) -> float | None:

@@ -66,6 +66,30 @@ struct user_data_buf {
 	__u64 length;
 };
 
+/* struct ibv_wc */
+struct user_wc {
+	__u64 wr_id;
+	__u32 status;
+	__u32 opcode;
+	__u32 vendor_err;
+	__u32 byte_len;
+	__u32 imm_data;
+	__u32 qp_num;
+	__u32 src_qp;
+	__u32 wc_flags;
+	__u16 pkey_index;
+	__u16 slid;
+	__u8 sl;
+	__u8 dlid_path_bits;
+	__u8 padding[2];
+};
+
+#define USER_CQ_CONTEXT 0	/* offset of ibv_cq.context */
+#define USER_QPS_RESET 0	/* IBV_QPS_RESET */
+#define USER_QPS_INIT 1		/* IBV_QPS_INIT */
+#define USER_QP_STATE_MASK 1	/* IBV_QP_STATE; ibv_qp_attr.qp_state stands first */
+
+#define USER_QP_EX_WR_ID 168	/* offset of ibv_qp_ex.wr_id */
 #define USER_QP_EX_WR_FLAGS 176	/* offset of ibv_qp_ex.wr_flags */
 #define USER_QP_EX_FUNCTIONS 184	/* and of its first function, wr_atomic_cmp_swp */
 

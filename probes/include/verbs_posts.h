@@ -11,9 +11,7 @@
 #include "common.h"
 #include "verbs_abi.h"
 #include "verbs_meter.h"
-
-#define SGE_BATCH 4	/* more would not fit the 512 bytes of stack */
-#define MAX_SGE 64		/* providers allow up to 32 */
+#include "verbs_sges.h"
 
 struct {
 	__uint(type, BPF_MAP_TYPE_PERCPU_HASH);
@@ -95,32 +93,6 @@ static __always_inline struct ft_post *new_post(const struct ft_post_key *key)
 		return NULL;
 	}
 	return bpf_map_lookup_elem(&posts, key);
-}
-
-/* Sum of the lengths of count elements. A frame of its own, and not static for the same reason. */
-__noinline __u64 sum_sges(__u64 list, __u32 count)
-{
-	__u64 sum = 0;
-
-	if (count > MAX_SGE) {
-		lose(FT_LOSS_SGE);
-		count = MAX_SGE;
-	}
-	for (int done = 0; done < MAX_SGE && done < count; done += SGE_BATCH) {
-		struct user_sge sges[SGE_BATCH] = {};
-		__u64 size = (__u64)(count - done) * sizeof(sges[0]);
-
-		asm volatile("" : "+r"(size)); /* or clang proves the bound in a way that the verifier cannot */
-		if (size > sizeof(sges))
-			size = sizeof(sges);
-		if (bpf_probe_read_user(sges, size, (void *)(list + done * sizeof(sges[0])))) {
-			lose(FT_LOSS_FAULT);
-			break;
-		}
-		for (int i = 0; i < SGE_BATCH; i++)
-			sum += sges[i].length;
-	}
-	return sum;
 }
 
 /* What is counted of one message. */

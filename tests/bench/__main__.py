@@ -10,6 +10,7 @@ from pathlib import Path
 from bench import (
     agent,
     budget,
+    completions,
     counters,
     detectors,
     export,
@@ -25,6 +26,7 @@ from bench.result import Result, table, write
 
 PARTS: dict[str, Callable[[], list[Result]]] = {
     "uprobe": uprobe.measure,
+    "completions": completions.measure,
     "budget": budget.measure,
     "counters": counters.measure,
     "infiniband": infiniband.measure,

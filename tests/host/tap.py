@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
-from doubles.provider.builder import FUNCTIONS, Double
+from doubles.provider.builder import COUNTED, Double
 from fabrictap.ext import records
 from fabrictap.ext.posts import Posts
 from fabrictap.ext.records import Record, context_device, context_key, decode
@@ -42,7 +42,7 @@ class Tap:
             post_memory, event_buffer, bounded=bounded, returns=returns, subtract=subtract
         )
         if double is not None:
-            for function in (*FUNCTIONS, "create_ah"):
+            for function in (*COUNTED, "create_ah"):
                 attach_place(self.probes, double.place(function))
             for place in double.extended():
                 attach_place(self.probes, place)

@@ -16,8 +16,9 @@ from doubles.provider.application import RC, Application
 from doubles.provider.builder import PROVIDER, Double
 from fabrictap.ext.records import QP_EXTENDED, decode
 from fabrictap.sources.verbs import maps, memory
-from fabrictap.sources.verbs.attach import Attachments, same_pages
+from fabrictap.sources.verbs.attach import Attachments
 from fabrictap.sources.verbs.discovery import Discovery
+from fabrictap.sources.verbs.samefile import same_pages
 from host.tap import Tap, truth
 from host.test_extended import batch
 from support import require
@@ -382,7 +383,7 @@ def test_the_search_in_memory_keeps_to_its_limits(double, tmp_path, place):
         exported = elf.exported(double.library)
         assert {
             name: address - found.code.start + found.code.offset for name, address in found.functions.items()
-        } == {name: exported[name] for name in ("post_send", "post_recv", "post_srq_recv")}
+        } == {name: exported[name] for name in ("poll_cq", "post_send", "post_recv", "post_srq_recv")}
 
 
 def test_what_a_process_invents_is_not_probed(bpf, double, tmp_path, place):

@@ -56,12 +56,13 @@ def test_each_function_of_each_whole_device_is_found_once(stand_in, double):
     # Of one queue pair for each transport: wr_set_sge of datagrams is a function of its own.
     assert sorted((place.function, place.offset) for place in of_extended) == sorted(extended)
     found = {place.function: place for place in report.places if place not in of_extended}
-    assert len(found) == len(report.places) - len(of_extended) == 5
+    assert len(found) == len(report.places) - len(of_extended) == 7
     for function in builder.FUNCTIONS:
         place = found[function]
         assert (Path(place.file), place.offset) == (double.library, real[function])
         assert (place.inode, place.device) == (double.library.stat().st_ino, device_of(double.library))
     assert found["create_ah"].offset == elf.exported(stand_in)["ibv_create_ah"]
+    assert found["modify_qp"].offset == elf.exported(stand_in)["ibv_modify_qp"]
     assert {(place.device, place.inode) for place in report.places} == {
         (device_of(path), path.stat().st_ino) for path in (double.library, stand_in)
     }
@@ -77,7 +78,7 @@ def test_a_device_that_cannot_be_looked_at_is_named_and_costs_only_itself(stand_
 def test_what_a_provider_leaves_out_is_not_taken_for_a_function_of_libibverbs(stand_in):
     """nosrq0: its post_srq_recv is libibverbs' own answer that there is none."""
     of_libibverbs = {place.function for place in providers.discover().places if place.file == str(stand_in)}
-    assert of_libibverbs == {"create_ah", "qp_to_qp_ex"}
+    assert of_libibverbs == {"create_ah", "qp_to_qp_ex", "modify_qp"}
 
 
 def test_a_machine_without_libibverbs_is_a_problem_with_a_name(tmp_path, monkeypatch):

@@ -101,6 +101,17 @@ def test_text_becomes_the_type_of_the_key():
         ("flows.window=1ms", "flows.window: expected between 1.0s and 1d"),
         ("export.file.max_size=64MB", "export.file.max_size: expected a size as in 512KiB or 64MiB"),
         ("sources.verbs.event_buffer=5000B", "expected a power of two from 4KiB to 1GiB, got 5000 bytes"),
+        (
+            "sources.verbs.completions.window=20s",
+            "window from 50ms to half of every, .* got window 20s and every 30s",
+        ),
+        ("sources.verbs.completions.window=0s", "window from 50ms to half of every"),
+        ("sources.verbs.completions.every=2d", "every up to 1d"),
+        (
+            "sources.verbs.completions.cost=0",
+            "completions.cost: expected a share from 0 to 1, as 0.001, got 0",
+        ),
+        ("sources.verbs.completions.cost=nan", "expected a share"),
         ("limits.series=many", "limits.series: expected `int`, got `str`, got 'many'"),
         ("limits.series=0", "limits.series: expected between 1 and"),
         ("export.otlp.queue=0", "export.otlp.queue: expected at least 1, got 0"),

@@ -109,14 +109,17 @@ def test_every_provider_but_the_known_ones_tells_its_functions(rdma_core):
 
 
 def test_the_order_read_from_machine_code_is_the_one_that_running_it_shows(rdma_core):
-    release, directory = rdma_core
+    _, directory = rdma_core
     library = directory / "libibverbs.so.1"
-    ran = subprocess.run(
-        [sys.executable, "-c", CALL, str(library), json.dumps(static.OPS)],
-        capture_output=True, text=True, timeout=20, check=False,
-    )  # fmt: skip
+    argv = [sys.executable, "-c", CALL, str(library), json.dumps(static.OPS)]
+    ran = subprocess.run(argv, capture_output=True, text=True, timeout=20, check=False)
     if "GLIBC_" in ran.stderr:
-        pytest.skip(f"libibverbs of rdma-core {release} wants a newer libc than this system has")
+        # Made for a newer libc than this system's: its own, which runs older programs too, came with it.
+        loader = directory.parents[2] / "lib64" / "ld-linux-x86-64.so.2"
+        places = f"{directory}:/lib/x86_64-linux-gnu:/usr/lib/x86_64-linux-gnu"
+        argv = [str(loader), "--library-path", places, *argv]
+        ran = subprocess.run(argv, capture_output=True, text=True, timeout=20, check=False)
+    assert ran.returncode == 0, ran.stderr
     assert slots_of(directory) == json.loads(ran.stdout)
 
 
@@ -126,6 +129,7 @@ def test_the_entry_points_of_libibverbs_are_the_default_versions(rdma_core):
     for library in opened(directory / "libibverbs.so.1"):
         assert static.entry_points(library) == {
             "create_ah": exported["ibv_create_ah"], "qp_to_qp_ex": exported["ibv_qp_to_qp_ex"],
+            "modify_qp": exported["ibv_modify_qp"],
         }  # fmt: skip
         note = subprocess.run(
             ["readelf", "-n", str(directory / "libibverbs.so.1")], capture_output=True, text=True, check=True
@@ -166,7 +170,7 @@ def test_providers_are_known_by_name(path, name):
 def test_the_stand_in_is_analysed_as_a_real_provider(stand_in):
     exported = reference.exported(stand_in.library)
     (at,) = opened_slots(stand_in.libibverbs)
-    assert at == {"post_recv": 432, "post_send": 440, "post_srq_recv": 456}
+    assert at == {"poll_cq": 416, "post_recv": 432, "post_send": 440, "post_srq_recv": 456}
     for provider in opened(stand_in.library):
         assert static.functions(provider, at) == {name: [exported[name]] for name in builder.FUNCTIONS}
 

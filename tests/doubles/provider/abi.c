@@ -55,6 +55,20 @@ _Static_assert(sizeof(struct user_ah_attr) <= sizeof(struct ibv_ah_attr), "a rea
 SAME(user_data_buf, ibv_data_buf, addr, addr);
 SAME(user_data_buf, ibv_data_buf, length, length);
 _Static_assert(sizeof(struct user_data_buf) == sizeof(struct ibv_data_buf), "user_data_buf");
+SAME(user_wc, ibv_wc, wr_id, wr_id);
+SAME(user_wc, ibv_wc, status, status);
+SAME(user_wc, ibv_wc, opcode, opcode);
+SAME(user_wc, ibv_wc, vendor_err, vendor_err);
+SAME(user_wc, ibv_wc, byte_len, byte_len);
+SAME(user_wc, ibv_wc, qp_num, qp_num);
+SAME(user_wc, ibv_wc, src_qp, src_qp);
+SAME(user_wc, ibv_wc, wc_flags, wc_flags);
+_Static_assert(sizeof(struct user_wc) == sizeof(struct ibv_wc), "user_wc");
+SAME(user_qp, ibv_qp, send_cq, send_cq);
+_Static_assert(offsetof(struct ibv_cq, context) == USER_CQ_CONTEXT, "ibv_cq.context");
+_Static_assert(offsetof(struct ibv_qp_attr, qp_state) == 0 && IBV_QP_STATE == USER_QP_STATE_MASK, "ibv_qp_attr");
+_Static_assert(IBV_QPS_RESET == USER_QPS_RESET && IBV_QPS_INIT == USER_QPS_INIT, "enum ibv_qp_state");
+_Static_assert(offsetof(struct ibv_qp_ex, wr_id) == USER_QP_EX_WR_ID, "wr_id");
 _Static_assert(offsetof(struct ibv_qp_ex, wr_flags) == USER_QP_EX_WR_FLAGS, "wr_flags");
 _Static_assert(offsetof(struct ibv_qp_ex, wr_atomic_cmp_swp) == USER_QP_EX_FUNCTIONS, "wr_atomic_cmp_swp");
 _Static_assert(offsetof(struct ibv_qp_ex, wr_complete) == USER_QP_EX_FUNCTIONS + 8 * FT_QP_EX_BASE, "wr_complete");
@@ -74,6 +88,7 @@ _Static_assert(IBV_SEND_INLINE == USER_SEND_INLINE, "IBV_SEND_INLINE");
 _Static_assert(IBV_WR_DRIVER1 < FT_OPERATION_RECV, "FT_OPERATION_RECV is beyond the opcodes");
 
 #ifdef HELPER_POST_SEND /* from provider_helper.py */
+_Static_assert(offsetof(struct ibv_context, ops.poll_cq) == HELPER_POLL_CQ, "poll_cq");
 _Static_assert(offsetof(struct ibv_context, ops.post_send) == HELPER_POST_SEND, "post_send");
 _Static_assert(offsetof(struct ibv_context, ops.post_recv) == HELPER_POST_RECV, "post_recv");
 _Static_assert(offsetof(struct ibv_context, ops.post_srq_recv) == HELPER_POST_SRQ_RECV, "post_srq_recv");

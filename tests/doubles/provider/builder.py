@@ -16,7 +16,9 @@ INCLUDE = HERE.parents[2] / "probes" / "include"
 HEADER = Path("/usr/include/infiniband/verbs.h")
 #: As providers are named; its application finds it and libibverbs beside each other.
 PROVIDER = "libstandin-rdmav34.so"
-FUNCTIONS = ("post_send", "post_recv", "post_srq_recv")
+COUNTED = ("post_send", "post_recv", "post_srq_recv")
+#: What the agent looks for in a provider.
+FUNCTIONS = ("poll_cq", *COUNTED)
 #: First instructions of a provider's functions, by what a uprobe there costs.
 ENTRIES = {
     "push": r"push %rbp\n\tpop %rbp",
@@ -55,6 +57,11 @@ class Double:
         """A function as the helper process would report it."""
         status = self.library.stat()
         return Place(function, str(self.library), "", status.st_ino, elf.exported(self.library)[function])
+
+    def modify_qp(self) -> Place:
+        """ibv_modify_qp of its libibverbs."""
+        offset = elf.exported(self.libibverbs)["ibv_modify_qp"]
+        return Place("modify_qp", str(self.libibverbs), "", self.libibverbs.stat().st_ino, offset)
 
     def extended(self) -> list[Place]:
         """The functions of the extended API."""

@@ -17,6 +17,14 @@
  *   mixed SEED THREADS POSTS       random posts in each of several threads
  *   fail ERROR ACCEPTED            see provider.h; 0 0 ends it
  *   bad qp|wr|next|sge|list QP     one post with unreadable memory, which is not tallied
+ *   completes HOW                  1 requests that are signaled, 2 all, 0 none from now on
+ *   complete QP WRID STATUS OPCODE BYTES FLAGS   one completion from nowhere
+ *   reset QP                       ibv_modify_qp to RESET
+ *   poll QP ENTRIES TIMES          polls the completion queue; answers how many completions there were
+ *   drain QP                       polls until there are none; answers likewise
+ *   steady SEED THREADS POSTS      posts signaled writes with a wr_id of their own from each of several threads, to
+ *                                  all queue pairs, while one more thread polls all that completes
+ *   polls CALLS                    polls QP 0's empty queue; answers as time does
  *   time CALLS                     posts one request with one element to QP 0; answers CPU and wall nanoseconds
  *   work MILLISECONDS SPINS        posts likewise for so long, and works so much after each post; answers how many
  *                                  posts that were, and CPU and wall nanoseconds. They are not tallied
@@ -129,6 +137,67 @@ static void measure(uint32_t calls)
 	printf("{\"cpu\":%" PRIu64 ",\"wall\":%" PRIu64 "}\n", cpu, wall);
 }
 
+static void measure_polls(uint32_t calls)
+{
+	struct ibv_cq *cq = world.qps[0].qp_base.send_cq;
+	uint64_t cpu = nanoseconds(CLOCK_THREAD_CPUTIME_ID), wall = nanoseconds(CLOCK_MONOTONIC);
+	struct ibv_wc wc[16];
+
+	for (uint32_t i = 0; i < calls; i++)
+		ibv_poll_cq(cq, 16, wc);
+	wall = nanoseconds(CLOCK_MONOTONIC) - wall;
+	cpu = nanoseconds(CLOCK_THREAD_CPUTIME_ID) - cpu;
+	printf("{\"cpu\":%" PRIu64 ",\"wall\":%" PRIu64 "}\n", cpu, wall);
+}
+
+static uint64_t drain(struct ibv_cq *cq)
+{
+	struct ibv_wc wc[16];
+	uint64_t all = 0;
+	int found;
+
+	while ((found = ibv_poll_cq(cq, 16, wc)) > 0)
+		all += (uint64_t)found;
+	return all;
+}
+
+static void *post_steadily(void *argument)
+{
+	struct worker *worker = argument;
+	struct ibv_sge sge = { .addr = 4096, .length = 1000, .lkey = 1 };
+	struct ibv_send_wr *bad;
+
+	pthread_barrier_wait(&start);
+	for (uint32_t i = 0; i < worker->posts; i++) {
+		struct ibv_send_wr wr = { .wr_id = worker->seed << 32 | i, .sg_list = &sge, .num_sge = 1,
+					  .opcode = IBV_WR_RDMA_WRITE, .send_flags = IBV_SEND_SIGNALED };
+
+		ibv_post_send(&world.qps[i % (uint32_t)world.qp_count].qp_base, &wr, &bad);
+	}
+	return NULL;
+}
+
+/* Answers how many were polled, which is how many were posted. */
+static uint64_t steady(uint64_t seed, unsigned int threads, uint32_t posts)
+{
+	static struct worker workers[MAX_THREADS];
+	struct ibv_cq *cq = world.qps[0].qp_base.send_cq;
+	uint64_t polled = 0;
+
+	pthread_barrier_init(&start, NULL, threads);
+	for (unsigned int i = 0; i < threads; i++) {
+		workers[i] = (struct worker){ .seed = seed * MAX_THREADS + i + 1, .posts = posts };
+		if (pthread_create(&workers[i].thread, NULL, post_steadily, &workers[i]))
+			abort();
+	}
+	while (polled < (uint64_t)threads * posts)
+		polled += drain(cq);
+	for (unsigned int i = 0; i < threads; i++)
+		pthread_join(workers[i].thread, NULL);
+	pthread_barrier_destroy(&start);
+	return polled;
+}
+
 /* What is to be posted, and for how long. */
 struct job {
 	int paced;
@@ -208,8 +277,10 @@ static int obey(char *line)
 	} else if (sscanf(line, "forge %u", &a) == 1) {
 		world.contexts[a]->ops.post_send = (void *)((char *)post_send + 1);
 	} else if (sscanf(line, "qp %u %u %u", &queue, &a, &b) == 3) {
+		world.cqs[queue].context = world.contexts[queue];
 		world.qps[world.qp_count++].qp_base =
-			(struct ibv_qp){ .context = world.contexts[queue], .qp_num = a, .qp_type = b };
+			(struct ibv_qp){ .context = world.contexts[queue], .send_cq = &world.cqs[queue],
+					 .recv_cq = &world.cqs[queue], .qp_num = a, .qp_type = b };
 	} else if (sscanf(line, "extend %u", &queue) == 1) {
 		stand_in_extend(&world.qps[queue]);
 		world.extended[world.extended_count++] = (int)queue;
@@ -242,6 +313,29 @@ static int obey(char *line)
 	} else if (sscanf(line, "fail %d %u", &stand_in_error, &stand_in_accepts) == 2) {
 	} else if (sscanf(line, "bad %63s %u", word, &queue) == 2) {
 		bad_post(word, &world.qps[queue].qp_base);
+	} else if (sscanf(line, "completes %d", &stand_in_completes) == 1) {
+	} else if (sscanf(line, "complete %u %" SCNu64 " %u %u %u %u", &queue, &seed, &a, &b, &times,
+			  &chain) == 6) {
+		stand_in_complete(&(struct ibv_wc){ .wr_id = seed, .status = a, .opcode = b, .byte_len = times,
+						   .wc_flags = chain, .qp_num = world.qps[queue].qp_base.qp_num });
+	} else if (sscanf(line, "reset %u", &queue) == 1) {
+		struct ibv_qp_attr attr = { .qp_state = IBV_QPS_RESET };
+
+		ibv_modify_qp(&world.qps[queue].qp_base, &attr, IBV_QP_STATE);
+	} else if (sscanf(line, "poll %u %u %u", &queue, &a, &times) == 3 && a <= 1024) {
+		static struct ibv_wc wc[1024];
+		int all = 0;
+
+		while (times--)
+			all += ibv_poll_cq(world.qps[queue].qp_base.send_cq, (int)a, wc);
+		return printf("%d\n", all);
+	} else if (sscanf(line, "drain %u", &queue) == 1) {
+		return printf("%" PRIu64 "\n", drain(world.qps[queue].qp_base.send_cq));
+	} else if (sscanf(line, "steady %" SCNu64 " %u %u", &seed, &a, &b) == 3 && a <= MAX_THREADS) {
+		return printf("%" PRIu64 "\n", steady(seed, a, b));
+	} else if (sscanf(line, "polls %u", &a) == 1) {
+		measure_polls(a);
+		return 1;
 	} else if (sscanf(line, "time %u", &a) == 1) {
 		measure(a);
 		return 1;

@@ -84,6 +84,13 @@ struct ibv_cq *ibv_create_cq(struct ibv_context *context, int entries, void *cq_
 	return calloc(1, sizeof(struct ibv_cq));
 }
 
+int ibv_modify_qp(struct ibv_qp *qp, struct ibv_qp_attr *attr, int mask)
+{
+	if (mask & IBV_QP_STATE)
+		qp->state = attr->qp_state;
+	return 0;
+}
+
 int ibv_destroy_qp(struct ibv_qp *qp)
 {
 	free(qp);

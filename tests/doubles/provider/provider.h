@@ -13,6 +13,14 @@ extern unsigned int stand_in_accepts;
 /* create_ah gives handles out in order; set back, it gives out an address again. */
 extern unsigned int stand_in_next_handle;
 
+/* Whether requests complete: those that are signaled, or all (sq_sig_all). */
+#define STAND_IN_SIGNALED 1
+#define STAND_IN_ALL 2
+#define STAND_IN_COMPLETIONS 65536
+extern int stand_in_completes;
+/* One that no request of this side asked for: a receive, or an error. */
+void stand_in_complete(const struct ibv_wc *wc);
+
 /* Gives a context this provider's functions, by verbs_set_ops of libibverbs. */
 void stand_in_alloc_context(struct verbs_context *context);
 

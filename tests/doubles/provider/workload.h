@@ -17,6 +17,7 @@ struct world {
 	struct ibv_qp_ex *qps; /* MAX_QUEUES, of which the plain ones use no more than the struct ibv_qp */
 	int extended[MAX_QUEUES]; /* which of them have the extended API */
 	struct ibv_srq srqs[MAX_QUEUES];
+	struct ibv_cq cqs[MAX_QUEUES]; /* one for each context */
 	struct ibv_ah *handles[MAX_HANDLES];
 	int device_count, context_count, qp_count, srq_count, handle_count, extended_count;
 	/*

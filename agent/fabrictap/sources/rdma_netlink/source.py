@@ -14,6 +14,7 @@ from fabrictap.series import SeriesTable
 from fabrictap.sources import SourceUnavailable
 from fabrictap.sources.rdma_netlink import client as nldev
 from fabrictap.sources.rdma_netlink.reconcile import DeviceDump, Reconciler, Sample
+from fabrictap.sources.rdma_netlink.threads import process_of
 
 _log = logging.getLogger(__name__)
 
@@ -129,7 +130,7 @@ class RdmaNetlink:
         found = {}
         for tid in tids:
             if tid is not None:
-                pid = _process_of(tid)
+                pid = process_of(tid)
                 found[tid] = self._process(pid, self._processes.get(tid))
         self._processes = found
         return found
@@ -159,14 +160,3 @@ class RdmaNetlink:
             else errno.errorcode.get(error.errno or 0, "unknown")
         )
         self.errors[word] = self.errors.get(word, 0) + 1
-
-
-def _process_of(tid: int) -> int:
-    """The process that a thread belongs to; the thread's own id where it cannot be read any more."""
-    try:
-        for line in Path(f"/proc/{tid}/status").read_text(encoding="utf-8", errors="replace").splitlines():
-            if line.startswith("Tgid:"):
-                return int(line.split()[1])
-    except (OSError, ValueError, IndexError):
-        pass
-    return tid

@@ -110,6 +110,10 @@ class Discovery:
         self._older = set(found)
         return found
 
+    def older(self, pids: Iterable[int]) -> None:
+        """These processes may have queue pairs already: :meth:`look` looks for them in their memory too."""
+        self._older |= set(pids)
+
     # --- a process --------------------------------------------------------------------------------
 
     def look(self, pid: int) -> int | None:

@@ -25,7 +25,7 @@ from fabrictap.sources.verbs.static import OPS
 _PAGE = 4096
 _CHUNK = 1 << 20
 _CONTEXT_SIZE = 328
-_POLL_CQ, _COMMAND_DESCRIPTOR = 96, 264
+_COMMAND_DESCRIPTOR = 264
 #: Present in every queue pair of the extended API, whatever its type.
 _ALWAYS = (320, 328, 336)  # wr_start, wr_complete, wr_abort
 _QP_EX_SIZE = 344
@@ -164,7 +164,7 @@ def contexts(memory: Memory, code: Sequence[Mapping], descriptors: set[int]) -> 
             continue
         (descriptor,) = struct.unpack_from("<i", raw, _COMMAND_DESCRIPTOR)
         functions = {name: _word(raw, offset) for name, offset in OPS.items()}
-        inside = (_word(raw, _POLL_CQ), functions["post_send"], functions["post_recv"])
+        inside = (functions["poll_cq"], functions["post_send"], functions["post_recv"])
         if descriptor in descriptors and all(_mapping([mapping], pointer) for pointer in inside):
             # What a provider leaves out points into libibverbs: not its own.
             functions = {name: p for name, p in functions.items() if _mapping([mapping], p)}

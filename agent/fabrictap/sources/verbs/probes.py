@@ -9,12 +9,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from fabrictap.ext.bpf import BpfError, KernelTypes, Link, Object, RingBuffer, has_bpf_loop, possible_cpus
+from fabrictap.ext.completions import WORK_SIZE
 from fabrictap.ext.fold import KeyedFold
 from fabrictap.ext.records import LOSSES, POST_KEY_SIZE, POST_SIZE, RECORD_SIZE, sum_per_cpu
 from fabrictap.sources.verbs import returns as return_probes
 from fabrictap.sources.verbs.budget import WINDOW_SECONDS
 from fabrictap.sources.verbs.detach import Detaching
-from fabrictap.sources.verbs.providers import DATA_PATH, EXPORTED, EXTENDED, Place, entry
+from fabrictap.sources.verbs.kernel_types import HeaderTypes, TypesUnavailable
+from fabrictap.sources.verbs.providers import DATA_PATH, EXPORTED, EXTENDED, WINDOWED, Place, entry
 
 _log = logging.getLogger(__name__)
 _OBJECTS = Path(__file__).parents[2] / "probes"
@@ -56,7 +58,7 @@ class Kind:
             return [(name, False), (f"{name}_return", True)] if self.returns else []
         if name == "qp_to_qp_ex":
             return [(name, True)] if self.returns else [(f"{name}_entry", False)]
-        return [(name, False)]
+        return [(name, False)] if name not in WINDOWED else []
 
 
 @dataclass
@@ -66,8 +68,9 @@ class Probes:
     object: Object
     method: str
     records: RingBuffer
-    #: Which programs stand for a function of a library.
     kind: Kind = field(default_factory=Kind)
+    #: Attach for this process only; 0: as the caller says.
+    pid: int = 0
     attached: dict[str, int] = field(default_factory=dict)
     refused: dict[str, str] = field(default_factory=dict)
     links: list[Link] = field(default_factory=list)
@@ -91,15 +94,21 @@ def module_loaded(module: str) -> bool:
     return Path("/sys/module", module).exists()
 
 
-def load_control(level: str, event_buffer: int) -> Probes:
-    """Load and attach the control path. ``level`` is one of LEVELS or auto. Raises ProbesUnavailable."""
+def load_control(level: str, event_buffer: int, types: HeaderTypes | None = None) -> Probes:
+    """Load and attach the control path. ``level`` is one of LEVELS or auto. Raises ProbesUnavailable.
+
+    With ``types`` the kernel's structures are as these say, not as the kernel itself does.
+    """
     if not module_loaded("ib_core"):
         raise ProbesUnavailable("ib_core is not loaded: no RDMA driver on this node")
     reasons = []
     for candidate in LEVELS if level == "auto" else (level,):
         try:
-            probes = _syscalls(event_buffer) if candidate == "syscall" else _hooks(candidate, event_buffer)
-        except BpfError as error:
+            if candidate == "syscall":
+                probes = _syscalls(event_buffer, types)
+            else:
+                probes = _hooks(candidate, event_buffer, types)
+        except (BpfError, TypesUnavailable) as error:
             reasons.append(f"{candidate}: {error}")
             continue
         if all(name in probes.attached for name in _ESSENTIAL[candidate]):
@@ -111,9 +120,13 @@ def load_control(level: str, event_buffer: int) -> Probes:
     raise ProbesUnavailable("; ".join(reasons))
 
 
-def _hooks(level: str, event_buffer: int) -> Probes:
-    """The functions of ib_core and ib_uverbs; needs the type information of these modules."""
-    functions = [KernelTypes(module) for module in ("ib_core", "ib_uverbs") if module_loaded(module)]
+def _hooks(level: str, event_buffer: int, own: HeaderTypes | None) -> Probes:
+    """The functions of ib_core and ib_uverbs; needs the types of these modules, or their headers."""
+    if own is not None and level == "fexit":
+        raise TypesUnavailable("the kernel itself must have the types of the functions' arguments")
+    functions: list[KernelTypes | HeaderTypes] = [own] if own is not None else []
+    if own is None:
+        functions += [KernelTypes(module) for module in ("ib_core", "ib_uverbs") if module_loaded(module)]
     wanted = {}
     missing = {}
     for name, section in Object(str(_OBJECTS / "verbs_control.bpf.o")).programs().items():
@@ -123,21 +136,21 @@ def _hooks(level: str, event_buffer: int) -> Probes:
                 wanted[name] = section
             else:
                 missing[name] = f"the kernel has no function {function}"
-    probes = _load("verbs_control", wanted, level, event_buffer, agent_tgid=os.getpid())
+    probes = _load("verbs_control", wanted, level, event_buffer, types=own, agent_tgid=os.getpid())
     probes.refused.update(missing)
     _attach_all(probes, wanted)
     return probes
 
 
-def _syscalls(event_buffer: int) -> Probes:
-    """The system calls of verbs; needs the type information of the kernel proper."""
+def _syscalls(event_buffer: int, types: HeaderTypes | None) -> Probes:
+    """The system calls of verbs; needs the type information of the kernel proper, or its headers."""
     wanted = Object(str(_OBJECTS / "verbs_syscall.bpf.o")).programs()
-    probes = _load("verbs_syscall", wanted, "tracepoint", event_buffer)
+    probes = _load("verbs_syscall", wanted, "tracepoint", event_buffer, types=types)
     _attach_all(probes, wanted)
     return probes
 
 
-def load_connection_manager(event_buffer: int, events: KeyedFold) -> Probes:
+def load_connection_manager(event_buffer: int, events: KeyedFold, types: HeaderTypes | None = None) -> Probes:
     """Load and attach the tracepoints of rdma_cm; records go to ``events``. Raises ProbesUnavailable."""
     wanted = {
         name: section
@@ -145,10 +158,14 @@ def load_connection_manager(event_buffer: int, events: KeyedFold) -> Probes:
         if name.startswith("tracepoint_")
     }
     try:
-        if not KernelTypes("rdma_cm").has_struct("trace_event_raw_cm_event_handler"):
+        if types is None:
+            known = KernelTypes("rdma_cm").has_struct("trace_event_raw_cm_event_handler")
+        else:
+            known = types.has_event("cm_event_handler")
+        if not known:
             raise ProbesUnavailable("rdma_cm of this kernel has no tracepoints")
-        probes = _load("verbs_control", wanted, "tracepoint", event_buffer, into=events)
-    except BpfError as error:
+        probes = _load("verbs_control", wanted, "tracepoint", event_buffer, into=events, types=types)
+    except (BpfError, TypesUnavailable) as error:
         raise ProbesUnavailable(str(error)) from None
     _attach_all(probes, wanted)
     return probes
@@ -190,12 +207,49 @@ def load_data(
     return probes
 
 
+def returns_safe() -> bool:
+    """Whether return probes may be used here, which is tried (:mod:`returns`)."""
+    return return_probes.safe(str(_OBJECTS / "verbs_data.bpf.o"))
+
+
+def load_work(kind: Kind, functions: Iterable[str], event_buffer: int, *, pid: int = 0) -> Probes:
+    """Load the probes of single requests and completions; nothing is attached yet. Raises ProbesUnavailable.
+
+    With ``pid`` they are for that process only, and tell of requests without completions too.
+    """
+    wanted = [program for name in functions for program, _ in kind.programs(name)]
+    try:
+        probes = _load(
+            "verbs_work",
+            wanted,
+            "uprobe",
+            event_buffer,
+            # With a pid by perf events: until Linux 6.10 the others know the first thread of a process only.
+            configure=None if pid else _prefer_uprobe_multi,
+            record_size=WORK_SIZE,
+            only_tgid=pid,
+            tell_all=int(bool(pid)),
+        )
+    except BpfError as error:
+        raise ProbesUnavailable(str(error)) from None
+    if probes.refused:
+        probes.close()
+        raise ProbesUnavailable("; ".join(probes.refused.values()))
+    probes.kind = kind
+    probes.pid = pid
+    return probes
+
+
 def _configure(loading: Object, entries: int, quota: int | None) -> None:
     loading.resize("posts", entries)
     if quota is not None:
         loading.set_constant("metered", 1)
         loading.set_constant("meter_quota", quota)
         loading.set_constant("meter_window_ns", int(WINDOW_SECONDS * 1e9))
+    _prefer_uprobe_multi(loading)
+
+
+def _prefer_uprobe_multi(loading: Object) -> None:
     loading.prefer_uprobe_multi()
 
 
@@ -225,7 +279,8 @@ def attach_function(
     try:
         for program, on_return in probes.kind.programs(name):
             # On return too: behind endbr64 the return address is still where the call put it.
-            link = probes.object.attach_uprobe(program, path, start.offset, on_return, pid or -1)
+            only = pid or probes.pid
+            link = probes.object.attach_uprobe(program, path, start.offset, on_return, only or -1)
             made.append(Attachment(program, link, pid))
             probes.attached[program] = probes.attached.get(program, 0) + 1
     except BpfError as error:
@@ -285,13 +340,16 @@ def _load(
     *,
     configure: Callable[[Object], None] | None = None,
     into: KeyedFold | None = None,
+    record_size: int = RECORD_SIZE,
+    types: HeaderTypes | None = None,
     **constants: int,
 ) -> Probes:
     """Load an object with the ``wanted`` programs; one that the kernel refuses is left out."""
     programs = set(wanted)
     refused: dict[str, str] = {}
     while True:
-        loading = Object(str(_OBJECTS / f"{name}.bpf.o"))
+        path = _OBJECTS / f"{name}.bpf.o"
+        loading = Object(str(path), None if types is None else types.file(path))
         for program in loading.programs():
             loading.autoload(program, program in programs)
         loading.resize("records", event_buffer)
@@ -307,7 +365,7 @@ def _load(
             programs.discard(error.program)
             refused[error.program] = str(error)
             continue
-        size = RECORD_SIZE if into is None else into.record_size
+        size = record_size if into is None else into.record_size
         probes = Probes(loading, method, RingBuffer(loading, "records", size, into=into))
         probes.refused.update(refused)
         return probes

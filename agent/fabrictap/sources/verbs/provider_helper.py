@@ -16,7 +16,7 @@ from typing import Any
 
 from fabrictap.sources.verbs.providers import EXPORTED, EXTENDED
 
-_OPS = {"post_srq_recv": 168, "post_send": 208, "post_recv": 216}
+_OPS = {"poll_cq": 96, "post_srq_recv": 168, "post_send": 208, "post_recv": 216}
 _DEVICE_NAME = 24
 #: struct ibv_context: its size; its member abi_compat, which says that a struct verbs_context is around it;
 #: and create_qp_ex, which stands before it there.

@@ -39,7 +39,10 @@ EXTENDED = {
     "wr_abort": 336,
 }
 #: Functions of libibverbs that are probed, by the name of the BPF program.
-EXPORTED = {"create_ah": "ibv_create_ah", "qp_to_qp_ex": "ibv_qp_to_qp_ex"}
+EXPORTED = {"create_ah": "ibv_create_ah", "qp_to_qp_ex": "ibv_qp_to_qp_ex", "modify_qp": "ibv_modify_qp"}
+#: Those of them, and of a provider's, that are probed for a moment only (:mod:`work`): their places are known
+#: beside the others, and nothing is attached there otherwise.
+WINDOWED = frozenset(("poll_cq", "modify_qp"))
 #: endbr64: the kernel has to single-step it, at ten times the cost of an emulated instruction.
 _ENDBR64 = b"\xf3\x0f\x1e\xfa"
 # Opcodes of first instructions that the kernel emulates instead of single-stepping them
@@ -90,6 +93,8 @@ def discover(timeout: float = 20.0) -> Report:
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
+            # -m looks for modules where the process is first: not in a directory that somebody else may fill.
+            cwd="/",
             start_new_session=True,
         )
     except OSError as error:

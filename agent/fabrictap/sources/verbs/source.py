@@ -39,9 +39,10 @@ from fabrictap.ledger.processes import read as read_process
 from fabrictap.ledger.workloads.selector import matches
 from fabrictap.series import AttributeValue, SeriesTable
 from fabrictap.sources import SourceUnavailable
-from fabrictap.sources.verbs import providers
+from fabrictap.sources.verbs import kernel_types, providers
 from fabrictap.sources.verbs.attach import Attachments
 from fabrictap.sources.verbs.budget import Limits, Mode, first_quota
+from fabrictap.sources.verbs.completions import CompletionFold
 from fabrictap.sources.verbs.connection_manager import ConnectionManagerFold
 from fabrictap.sources.verbs.control import ControlFold, ends_flows, unbinds
 from fabrictap.sources.verbs.discovery import Discovery
@@ -58,6 +59,7 @@ from fabrictap.sources.verbs.probes import (
     module_loaded,
 )
 from fabrictap.sources.verbs.uverbs import Uverbs
+from fabrictap.sources.verbs.windows import Window, Windows
 
 _log = logging.getLogger(__name__)
 _REAP_SECONDS = 10.0
@@ -86,6 +88,8 @@ class Sample:
     extended: dict[tuple[str, int], int] = field(default_factory=dict)
     gone: list[int] = field(default_factory=list)
     losses: dict[str, int] = field(default_factory=dict)
+    #: Windows of completions that have ended.
+    windows: list[Window] = field(default_factory=list)
     #: The probes were loaded anew before this sample: their counters start at 0.
     anew: bool = False
 
@@ -108,11 +112,14 @@ class Verbs:
         self._control: Probes | None = None
         self._connection_manager: Probes | None = None
         self._data: Probes | None = None
+        self._types: kernel_types.HeaderTypes | None = None
         self._uverbs = Uverbs(self.errors)
         self._posts = Posts(series.ring, MAX_POST_KEYS)
         self._control_fold = ControlFold(series, ledger)
         self._post_fold = PostFold(series, ledger, self._posts)
         self._connection_manager_fold = ConnectionManagerFold(series)
+        self._completion_fold = CompletionFold(series, ledger)
+        self._windows: Windows | None = None
         self._post_map: Map | None = None
         self._contexts: Map | None = None
         self._devices: set[str] = set()
@@ -156,12 +163,14 @@ class Verbs:
                 self._discovery = Discovery(attachments, self.errors)
                 if self._budgeted:
                     self._duty = self._budget(self._data, attachments)
+                self._windows = Windows(self._config.completions)
             except ProbesUnavailable as error:
                 self._trouble("data path", f"{error}: posts are not counted")
         if self._config.control != "off":
             try:
-                self._control = load_control(self._config.control, self._config.event_buffer)
-            except ProbesUnavailable as error:
+                self._types = kernel_types.choose(self._config.loader, self._config.kernel_headers)
+                self._control = load_control(self._config.control, self._config.event_buffer, self._types)
+            except (ProbesUnavailable, kernel_types.TypesUnavailable) as error:
                 self._trouble("control path", f"{error}: connections are known from netlink only")
         if self._control is None and self._data is None:
             reasons = "; ".join(self.problems.values()) or "both paths are off in the configuration"
@@ -186,6 +195,8 @@ class Verbs:
         if tick:
             self._next_tick = max(self._next_tick + self._config.interval, time.monotonic())
             self._look_for_news()
+            if self._duty is not None:
+                self._duty.calibrate()
         if tick or any(ends_flows(record) for record in sample.records):
             sample.posts = True
             sample.posts_ns = time.time_ns() if self._data is not None else None
@@ -197,6 +208,9 @@ class Verbs:
                 self._read_posts()
             sample.losses = self._losses()
         self._resolve(sample)
+        if self._windows is not None and self._discovery is not None:
+            self._windows.step(self._discovery.attachments)
+            sample.windows = self._windows.take()
         return sample
 
     def _budget(self, probes: Probes, attachments: Attachments) -> Duty:
@@ -213,6 +227,9 @@ class Verbs:
         return self._config.data
 
     def close(self) -> None:
+        if self._windows is not None:
+            self._windows.close()
+            self._windows = None
         if self._duty is not None:
             self._duty.close()
         self._former, self._duty, self._estimates = self._estimates or self._former, None, None
@@ -222,7 +239,9 @@ class Verbs:
         for probes in (self._control, self._connection_manager, self._data):
             if probes is not None:
                 probes.close()
-        self._control = self._connection_manager = self._data = None
+        if self._types is not None:
+            self._types.close()
+        self._control = self._connection_manager = self._data = self._types = None
         self._post_map = self._contexts = None
         # What comes next is loaded, attached and counted from the beginning.
         self._posts = Posts(self._series.ring, MAX_POST_KEYS)
@@ -258,7 +277,7 @@ class Verbs:
         if wanted and self._connection_manager is None and module_loaded("rdma_cm"):
             try:
                 self._connection_manager = load_connection_manager(
-                    self._config.event_buffer, self._connection_manager_fold.events
+                    self._config.event_buffer, self._connection_manager_fold.events, self._types
                 )
             except ProbesUnavailable as error:
                 self._trouble("connection manager", str(error))
@@ -406,7 +425,9 @@ class Verbs:
                 self._ledger.traffic.posted_until_ns = sample.posts_ns
         if self._estimates is not None:
             self._estimates.fold(now_ns, figures=sample.posts)
+        self._completion_fold.fold(sample.windows, now_ns)
         for pid in sample.gone:
+            self._completion_fold.process_gone(pid)
             self._post_fold.process_gone(pid, now_ns)
             self._control_fold.process_gone(pid, now_ns)
         self._export(sample, now_ns)

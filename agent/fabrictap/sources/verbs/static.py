@@ -20,7 +20,7 @@ from fabrictap.sources.verbs.providers import EXPORTED
 #: follows it moves: struct ibv_context comes 112 bytes after (libibverbs/verbs.h, public).
 _CONTEXT_AFTER_PRIVATE = 112
 #: The functions in struct ibv_context.ops, bytes from its beginning.
-OPS = {"post_srq_recv": 168, "post_send": 208, "post_recv": 216}
+OPS = {"poll_cq": 96, "post_srq_recv": 168, "post_send": 208, "post_recv": 216}
 
 _MAX_SETTER = 16 << 10  # verbs_set_ops has 1.8 KiB
 _MAX_CODE = 16 << 20

@@ -76,6 +76,7 @@ def page(
         "start": world.start,
         "end": world.end,
         "step": dashboards.STEP,
+        "told": sorted(world.told, reverse=True),
         "panels": panels,
     }
     # "</" would end the script that the text stands in.

@@ -53,11 +53,10 @@ def arguments(tier):
     return [f"--config={SHIPPED / name}" for name in TIERS[tier]]
 
 
-@pytest.mark.parametrize("tier", TIERS)
-def test_a_collector_takes_the_configuration(binary, tier, tmp_path):
+def validate(binary, options, storage):
     done = subprocess.run(
-        [binary, "validate", *arguments(tier)],
-        env={"PATH": os.environ["PATH"], "STORAGE": str(tmp_path)},
+        [binary, "validate", *options],
+        env={"PATH": os.environ["PATH"], "STORAGE": str(storage)},
         capture_output=True,
         text=True,
         check=False,
@@ -65,6 +64,18 @@ def test_a_collector_takes_the_configuration(binary, tier, tmp_path):
     )
     assert done.returncode == 0, done.stderr
     assert "deprecated" not in done.stderr
+
+
+@pytest.mark.parametrize("tier", TIERS)
+def test_a_collector_takes_the_configuration(binary, tier, tmp_path):
+    validate(binary, arguments(tier), tmp_path)
+
+
+def test_a_collector_takes_what_the_page_adds_for_tls(binary, tmp_path):
+    page = (SHIPPED.parents[1] / "docs" / "collector.md").read_text()
+    snippet = page.partition("\n## TLS\n")[2].partition("```yaml\n")[2].partition("```")[0]
+    (tmp_path / "tls.yaml").write_text(snippet)
+    validate(binary, [*arguments("balancer-static"), f"--config={tmp_path}/tls.yaml"], tmp_path)
 
 
 def test_every_configuration_is_tried():
@@ -181,7 +192,7 @@ class Site:
             process.wait()
 
     def close(self):
-        for name in list(self.running):
+        for name in reversed(list(self.running)):  # who sends goes before who receives
             self.end(name)
         for receiver in self.tempo:
             receiver.stop()
@@ -274,6 +285,7 @@ def site(binary, tmp_path_factory):
 def test_every_metric_of_a_node_is_in_prometheus_under_the_agents_own_names(site):
     sent = Reader(site.folder / "sent.jsonl")
     known = {metric.name: metric for metric in catalog.metrics()}
+    known |= {rate.name: rate for one in catalog.metrics() if one.rates for rate in catalog.rates(one)}
 
     def names():
         sent.poll()
@@ -286,7 +298,9 @@ def test_every_metric_of_a_node_is_in_prometheus_under_the_agents_own_names(site
 
     eventually(lambda: names() <= there(), "all of them are in Prometheus", 40)
     # Which node, on each series; what nobody asks for is on none.
-    (one,) = site.query("count by (host_name) (hw_network_io_bytes_total)")
+    ports = "count by (host_name) (hw_network_io_bytes_total)"
+    eventually(lambda: site.query(ports), "and so are their samples", 20)
+    (one,) = site.query(ports)
     assert one["metric"] == {"host_name": "simulated-hgx-h100"}
     assert site.query('{telemetry_sdk_name!=""}') == []
     assert site.value('count({host_name="simulated-hgx-h100"})') > 500

@@ -8,6 +8,7 @@ import re
 import sys
 from pathlib import Path
 from typing import Any
+from urllib.parse import unquote
 
 import pytest
 import yaml
@@ -112,7 +113,7 @@ def test_every_metric_and_label_is_the_catalogs(board: dict[str, Any]) -> None:
         used = set(re.findall(r"[{,]\s*([a-z_0-9]+)\s*(?:=~|!=|!~|=)\"", expr))
         for group in re.findall(r"\b(?:by|on|group_left)\s*\(([^)]*)\)", expr):
             used |= {one.strip() for one in group.split(",") if one.strip()}
-        assert used - {"$by", "gpu"} <= LABELS, expr
+        assert used - {"$by", "gpu", "workload"} <= LABELS, expr
 
 
 def test_every_metric_is_chosen_by_cluster_and_node(board: dict[str, Any]) -> None:
@@ -155,8 +156,6 @@ def test_the_flows_lead_to_their_traces() -> None:
     links = set(re.findall(r'"(/explore\?[^\n]*?)",\n', json.dumps(board, indent=1)))
     assert len(links) == 1
     text = json.loads(f'"{links.pop()}"')
-    from urllib.parse import unquote  # noqa: PLC0415
-
     panes = json.loads(unquote(text.partition("panes=")[2]))
     query = panes["traces"]["queries"][0]["query"]
     spans = {attribute.name for span in catalog.spans() for attribute in span.attributes}
@@ -166,7 +165,7 @@ def test_the_flows_lead_to_their_traces() -> None:
         for panel in panels(board)
         for override in panel["fieldConfig"]["overrides"]
     }
-    assert set(re.findall(r'__data\.fields\["(\w+)"\]', query)) <= columns
+    assert set(re.findall(r"\$\{__data\.fields\.(\w+)\}", query)) <= columns
 
 
 def test_provisioning_and_compose_point_at_what_is_there() -> None:

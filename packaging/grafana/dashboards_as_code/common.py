@@ -5,8 +5,17 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from dashboards_as_code.dashboard import to
-from dashboards_as_code.panels import GREEN, GREY, ORANGE, RED, YELLOW, Column, Json, Mapped
+from dashboards_as_code.panels import (
+    GREEN,
+    GREY,
+    ORANGE,
+    RED,
+    YELLOW,
+    Json,
+    Mapped,
+)
 from dashboards_as_code.promql import CLUSTER, NODE, OUT, P, of, rate
+from dashboards_as_code.tables import Column
 from fabrictap import catalog
 from fabrictap.insight.detectors.links import RETRANSMISSIONS
 

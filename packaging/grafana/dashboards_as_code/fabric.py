@@ -9,17 +9,16 @@ from dashboards_as_code.panels import (
     NUMBER,
     PER_SECOND,
     SHARE,
-    Column,
     Json,
     Query,
     about,
     heatmap,
     stat,
     states,
-    table,
     timeseries,
 )
 from dashboards_as_code.promql import IN, NODE, OUT, P, average, of, peak, rate
+from dashboards_as_code.tables import Column, table
 from fabrictap import catalog
 
 _PORT = 'hw_id=~"$port"'

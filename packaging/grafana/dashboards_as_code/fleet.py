@@ -25,17 +25,16 @@ from dashboards_as_code.panels import (
     NUMBER,
     RED,
     SHARE,
-    Column,
     Json,
     Query,
     about,
     bargauge,
     stat,
     states,
-    table,
     timeseries,
 )
 from dashboards_as_code.promql import NODE, P, of, rate
+from dashboards_as_code.tables import Column, table
 from fabrictap import catalog
 
 _WARNINGS = of(P.FINDING_OPEN, 'fabrictap_finding_severity!="info"')

@@ -9,29 +9,26 @@ from dashboards_as_code.panels import (
     BYTES_PER_SECOND,
     NUMBER,
     PER_SECOND,
-    Column,
     Json,
     Query,
     about,
     bargauge,
-    matrix,
     stat,
-    table,
     timeseries,
 )
-from dashboards_as_code.promql import IN, NODE, OUT, P, of, quantile, rate
+from dashboards_as_code.promql import IN, NODE, OUT, P, of, quantile, rate, with_workload
+from dashboards_as_code.tables import Column, matrix, table
 from fabrictap import catalog
 
 _CHOSEN = '$by=~"$workload",rdma_device=~"$device"'
 _FLOW = (
-    f"{NODE}, $by, process_executable_name, rdma_device, rdma_qp_number, rdma_qp_type, rdma_gid,"
+    f"{NODE}, workload, process_executable_name, rdma_device, rdma_qp_number, rdma_qp_type, rdma_gid,"
     " rdma_peer_gid, fabrictap_coverage"
 )
 #: Spans of the flow in the line: both ends', for both compute the same trace id.
 _TRACE = (
-    '{name="rdma.flow" && span.rdma.gid="${__data.fields["From"]}"'
-    ' && span.rdma.peer.gid="${__data.fields["To"]}"'
-    ' && span.rdma.qp.number=${__data.fields["QP"]}}'
+    '{name="rdma.flow" && span.rdma.gid="${__data.fields.From}" && span.rdma.peer.gid="${__data.fields.To}"'
+    " && span.rdma.qp.number=${__data.fields.QP}}"
 )
 
 
@@ -116,12 +113,12 @@ def _flows() -> list[Json]:
                 says="One line for each queue pair that moved something. The address leads to the flow's "
                 "trace, the node to what is found there.",
             ),
-            Query(f"topk(50, sum by ({_FLOW}) ({rate(P.VERBS_IO, OUT, _CHOSEN)}))"),
-            Query(f"topk(50, sum by ({_FLOW}) ({rate(P.VERBS_IO, IN, _CHOSEN)}))"),
-            Query(f"topk(50, sum by ({_FLOW}) ({rate(P.VERBS_OPERATIONS, _CHOSEN)}))"),
+            Query(f"topk(50, sum by ({_FLOW}) ({with_workload(rate(P.VERBS_IO, OUT, _CHOSEN))}))"),
+            Query(f"topk(50, sum by ({_FLOW}) ({with_workload(rate(P.VERBS_IO, IN, _CHOSEN))}))"),
+            Query(f"topk(50, sum by ({_FLOW}) ({with_workload(rate(P.VERBS_OPERATIONS, _CHOSEN))}))"),
             columns=[
                 node_column(),
-                Column("$by", "Workload", link=to(SECURITY, "What is found there", node="$node")),
+                Column("workload", "Workload", link=to(SECURITY, "What is found there", node="$node")),
                 Column("process_executable_name", "Process"),
                 Column("rdma_device", "Device"),
                 Column("rdma_qp_number", "QP", width=70),

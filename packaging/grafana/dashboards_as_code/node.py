@@ -26,19 +26,19 @@ from dashboards_as_code.panels import (
     NUMBER,
     SHARE,
     WATTS,
-    Column,
     Json,
     Query,
     about,
     stat,
     states,
-    table,
     timeseries,
 )
-from dashboards_as_code.promql import IN, OUT, P, of, rate
+from dashboards_as_code.promql import IN, OUT, P, of, rate, with_workload
+from dashboards_as_code.tables import Column, table
 from fabrictap import catalog
 
 _WELL = of(P.HW_STATUS, 'hw_state="ok"', 'hw_type="gpu"')
+_PROCESS = "process_pid, process_executable_name, workload"
 _SELECTED_WORKLOAD = '$by=~"$workload"'
 
 
@@ -161,13 +161,13 @@ def _workloads() -> list[Json]:
         table(
             "Processes",
             about(catalog.VERBS_IO, catalog.MR_SIZE, says="Processes that use RDMA."),
-            Query(f"sum by (process_pid, process_executable_name, $by) ({rate(P.VERBS_IO, OUT)})"),
-            Query(f"sum by (process_pid, process_executable_name, $by) ({rate(P.VERBS_IO, IN)})"),
-            Query(f"sum by (process_pid, process_executable_name, $by) ({of(P.MR_SIZE)})"),
+            Query(f"sum by ({_PROCESS}) ({with_workload(rate(P.VERBS_IO, OUT))})"),
+            Query(f"sum by ({_PROCESS}) ({with_workload(rate(P.VERBS_IO, IN))})"),
+            Query(f"sum by ({_PROCESS}) ({with_workload(of(P.MR_SIZE))})"),
             columns=[
                 Column("process_pid", "PID", link=to(FLOWS, "Flows of the node", node="$node")),
                 Column("process_executable_name", "Process"),
-                Column("$by", "Workload"),
+                Column("workload", "Workload"),
                 Column("Value #A", "Out", BYTES_PER_SECOND),
                 Column("Value #B", "In", BYTES_PER_SECOND),
                 Column("Value #C", "Registered", BYTES),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 from fabrictap.catalog import Metric
@@ -35,11 +35,11 @@ def about(*metrics: Metric, says: str = "") -> str:
     return "\n\n".join([says, *lines] if says else lines)
 
 
-def _steps(steps: Sequence[tuple[float | None, str]]) -> Json:
-    return {"mode": "absolute", "steps": [{"color": color, "value": value} for value, color in steps]}
+def thresholds(levels: Sequence[tuple[float | None, str]]) -> Json:
+    return {"mode": "absolute", "steps": [{"color": color, "value": value} for value, color in levels]}
 
 
-def _targets(queries: Sequence[Query], *, instant: bool, table: bool = False) -> list[Json]:
+def asked(queries: Sequence[Query], *, instant: bool, table: bool = False) -> list[Json]:
     return [
         {
             "datasource": PROMETHEUS,
@@ -55,7 +55,7 @@ def _targets(queries: Sequence[Query], *, instant: bool, table: bool = False) ->
     ]
 
 
-def _mappings(mapped: Mapped) -> list[Json]:
+def mappings(mapped: Mapped) -> list[Json]:
     if not mapped:
         return []
     options = {
@@ -65,7 +65,7 @@ def _mappings(mapped: Mapped) -> list[Json]:
     return [{"type": "value", "options": options}]
 
 
-def _panel(kind: str, title: str, description: str, targets: list[Json], size: tuple[int, int]) -> Json:
+def base_panel(kind: str, title: str, description: str, targets: list[Json], size: tuple[int, int]) -> Json:
     return {
         "type": kind,
         "title": title,
@@ -93,7 +93,7 @@ def timeseries(
     table_legend: bool = True,
 ) -> Json:
     """Lines over time. ``mirrored``: queries whose name matches go below the axis (received, as a rule)."""
-    panel = _panel("timeseries", title, description, _targets(queries, instant=False), size)
+    panel = base_panel("timeseries", title, description, asked(queries, instant=False), size)
     custom: Json = {
         "drawStyle": "bars" if bars else "line",
         "lineWidth": 1,
@@ -105,7 +105,7 @@ def timeseries(
     }
     defaults: Json = {"unit": unit, "custom": custom, "color": {"mode": "palette-classic"}}
     if limits:
-        defaults["thresholds"] = _steps(limits)
+        defaults["thresholds"] = thresholds(limits)
         custom["thresholdsStyle"] = {"mode": "dashed"}
     if least is not None and not mirrored:
         defaults["min"] = least
@@ -144,10 +144,10 @@ def stat(
     names: bool = False,
 ) -> Json:
     """One number, coloured by ``steps``, over its own course."""
-    panel = _panel("stat", title, description, _targets(queries, instant=False), size)
+    panel = base_panel("stat", title, description, asked(queries, instant=False), size)
     panel["fieldConfig"]["defaults"] = {
         "unit": unit,
-        "thresholds": _steps(steps),
+        "thresholds": thresholds(steps),
         "color": {"mode": "thresholds"},
         **({} if decimals is None else {"decimals": decimals}),
         **({} if link is None else {"links": [link]}),
@@ -173,11 +173,11 @@ def bargauge(
     most: float | None = None,
 ) -> Json:
     """A bar for each series, its value now."""
-    panel = _panel("bargauge", title, description, _targets(queries, instant=True), size)
+    panel = base_panel("bargauge", title, description, asked(queries, instant=True), size)
     panel["fieldConfig"]["defaults"] = {
         "unit": unit,
         "min": 0,
-        "thresholds": _steps(steps),
+        "thresholds": thresholds(steps),
         "color": {"mode": "thresholds"},
         **({} if most is None else {"max": most}),
     }
@@ -196,11 +196,11 @@ def states(
     title: str, description: str, *queries: Query, mapped: Mapped, size: tuple[int, int] = (12, 8)
 ) -> Json:
     """A row for each series, coloured by its value over time."""
-    panel = _panel("state-timeline", title, description, _targets(queries, instant=False), size)
+    panel = base_panel("state-timeline", title, description, asked(queries, instant=False), size)
     panel["fieldConfig"]["defaults"] = {
-        "mappings": _mappings(mapped),
+        "mappings": mappings(mapped),
         "color": {"mode": "thresholds"},
-        "thresholds": _steps(((None, GREY),)),
+        "thresholds": thresholds(((None, GREY),)),
         "custom": {"lineWidth": 0, "fillOpacity": 85},
         "unit": "none",
     }
@@ -219,7 +219,7 @@ def heatmap(
     title: str, description: str, query: Query, *, unit: str, size: tuple[int, int] = (12, 8)
 ) -> Json:
     """A row for each series, its colour by how large the value is at each time."""
-    panel = _panel("heatmap", title, description, _targets([query], instant=False), size)
+    panel = base_panel("heatmap", title, description, asked([query], instant=False), size)
     panel["fieldConfig"]["defaults"] = {"custom": {"scaleDistribution": {"type": "linear"}}}
     panel["options"] = {
         "calculate": False,
@@ -235,120 +235,9 @@ def heatmap(
     return panel
 
 
-@dataclass(frozen=True)
-class Column:
-    """One column of a table: a label, or ``Value #A`` for the value of the first query."""
-
-    source: str
-    title: str
-    unit: str = ""
-    link: Json | None = None
-    steps: Sequence[tuple[float | None, str]] = ()
-    mapped: Mapped = field(default_factory=dict)
-    #: A bar in the cell, from 0 to this; None: none.
-    gauge_to: float | None = None
-    width: int | None = None
-
-
-def table(
-    title: str,
-    description: str,
-    *queries: Query,
-    columns: Sequence[Column],
-    sort: str = "",
-    size: tuple[int, int] = (24, 9),
-) -> Json:
-    """Rows of labels with the values of all queries beside them; labels without a column are left out."""
-    panel = _panel("table", title, description, _targets(queries, instant=True, table=True), size)
-    panel["transformations"] = [
-        {"id": "merge", "options": {}},
-        {
-            "id": "filterFieldsByName",
-            "options": {"include": {"names": [column.source for column in columns]}},
-        },
-        {
-            "id": "organize",
-            "options": {
-                "excludeByName": {},
-                "indexByName": {column.source: index for index, column in enumerate(columns)},
-                "renameByName": {column.source: column.title for column in columns},
-            },
-        },
-    ]
-    panel["fieldConfig"] = {
-        "defaults": {"custom": {"align": "auto", "filterable": True}},
-        "overrides": [override for column in columns for override in _override(column)],
-    }
-    panel["options"] = {
-        "showHeader": True,
-        "cellHeight": "sm",
-        "sortBy": [{"displayName": sort, "desc": True}] if sort else [],
-        "footer": {"show": False, "reducer": ["sum"], "fields": ""},
-    }
-    return panel
-
-
-def _override(column: Column) -> list[Json]:
-    properties: list[Json] = []
-    if column.unit:
-        properties.append({"id": "unit", "value": column.unit})
-    if column.link is not None:
-        properties.append({"id": "links", "value": [column.link]})
-    if column.mapped:
-        properties.append({"id": "mappings", "value": _mappings(column.mapped)})
-    if column.steps:
-        properties.append({"id": "thresholds", "value": _steps(column.steps)})
-    if column.steps or column.mapped:
-        properties.append({"id": "custom.cellOptions", "value": {"type": "color-text"}})
-    if column.gauge_to is not None:
-        properties.append({"id": "custom.cellOptions", "value": {"type": "gauge", "mode": "basic"}})
-        properties += [{"id": "min", "value": 0}, {"id": "max", "value": column.gauge_to}]
-    if column.width is not None:
-        properties.append({"id": "custom.width", "value": column.width})
-    if not properties:
-        return []
-    return [{"matcher": {"id": "byName", "options": column.title}, "properties": properties}]
-
-
-def matrix(
-    title: str, description: str, query: Query, *, rows: str, columns: str, unit: str, size: tuple[int, int]
-) -> Json:
-    """A cell for each pair of the labels ``rows`` and ``columns``, coloured by its value."""
-    panel = _panel("table", title, description, _targets([query], instant=True, table=True), size)
-    panel["transformations"] = [
-        {
-            "id": "groupingToMatrix",
-            "options": {
-                "rowField": rows,
-                "columnField": columns,
-                "valueField": "Value",
-                "emptyValue": "null",
-            },
-        }
-    ]
-    panel["fieldConfig"]["defaults"] = {
-        "unit": unit,
-        "color": {"mode": "continuous-BlPu"},
-        "custom": {
-            "align": "center",
-            "filterable": True,
-            "cellOptions": {"type": "color-background", "mode": "basic"},
-        },
-        "noValue": "",
-    }
-    panel["fieldConfig"]["overrides"] = [
-        {
-            "matcher": {"id": "byName", "options": f"{rows}\\{columns}"},
-            "properties": [{"id": "custom.cellOptions", "value": {"type": "auto"}}],
-        }
-    ]
-    panel["options"] = {"showHeader": True, "cellHeight": "sm"}
-    return panel
-
-
 def logs(title: str, description: str, expr: str, *, size: tuple[int, int] = (24, 9)) -> Json:
     """Log events from Loki."""
-    panel = _panel("logs", title, description, [], size)
+    panel = base_panel("logs", title, description, [], size)
     panel["datasource"] = LOKI
     panel["targets"] = [
         {"datasource": LOKI, "editorMode": "code", "expr": expr, "queryType": "range", "refId": "A"}

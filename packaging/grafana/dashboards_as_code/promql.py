@@ -56,6 +56,12 @@ def rate(metric: str, *matchers: str) -> str:
     return f"rate({of(metric, *matchers)}{RATE})"
 
 
+def with_workload(expr: str) -> str:
+    """``expr`` with the label that the variable $by chooses as label workload: columns of tables have fixed
+    names."""
+    return f'label_join({expr}, "workload", "", "$by")'
+
+
 def grown(metric: str, *matchers: str) -> str:
     """What was counted lately. A series that begins with its first count has not grown: it is new."""
     series = of(metric, *matchers)

@@ -21,17 +21,16 @@ from dashboards_as_code.panels import (
     NUMBER,
     ORANGE,
     SHARE,
-    Column,
     Json,
     Query,
     about,
     logs,
     stat,
     states,
-    table,
     timeseries,
 )
-from dashboards_as_code.promql import NODE, OUT, P, grown, of, rate
+from dashboards_as_code.promql import NODE, OUT, P, grown, of, rate, with_workload
+from dashboards_as_code.tables import Column, table
 from fabrictap import catalog
 
 _PORT = f"{{{{{NODE}}}}} {{{{hw_id}}}}"
@@ -176,16 +175,16 @@ def _dark() -> list[Json]:
 
 def _exposure() -> list[Json]:
     chosen = '$by=~"$workload"'
-    labels = f"{NODE}, $by, process_executable_name, rdma_device, rdma_memory_region_remote_access"
+    labels = f"{NODE}, workload, process_executable_name, rdma_device, rdma_memory_region_remote_access"
     return [
         table(
             "Memory that peers may reach",
             about(catalog.MR_SIZE),
-            Query(f"sum by ({labels}) ({of(P.MR_SIZE, _OPEN_TO_PEERS, chosen)})"),
-            Query(f"sum by ({labels}) ({of(P.MR_COUNT, _OPEN_TO_PEERS, chosen)})"),
+            Query(f"sum by ({labels}) ({with_workload(of(P.MR_SIZE, _OPEN_TO_PEERS, chosen))})"),
+            Query(f"sum by ({labels}) ({with_workload(of(P.MR_COUNT, _OPEN_TO_PEERS, chosen))})"),
             columns=[
                 node_column(),
-                Column("$by", "Workload"),
+                Column("workload", "Workload"),
                 Column("process_executable_name", "Process"),
                 Column("rdma_device", "Device"),
                 Column("rdma_memory_region_remote_access", "Peers may"),
@@ -208,8 +207,8 @@ def _exposure() -> list[Json]:
         ),
         states(
             "GPUs with several containers",
-            about(catalog.GPU_CONTAINERS),
-            Query(numbered(of(P.GPU_CONTAINERS)), f"{{{{{NODE}}}}} GPU {{{{gpu_index}}}}"),
+            about(catalog.GPU_CONTAINERS, says="GPUs that MIG does not split."),
+            Query(numbered(of(P.GPU_CONTAINERS, 'hw_parent=""')), f"{{{{{NODE}}}}} GPU {{{{gpu_index}}}}"),
             mapped={
                 "0": ("none", "#30363d"),
                 "1": ("one", "#23422f"),

@@ -21,6 +21,9 @@ BASE    ?=
 B       ?=
 
 export REQUIRE
+# What tests are to record anew instead of comparing it, as in make test T=tests/vm/test_kernels.py RECORD=kernels.
+RECORD ?=
+export RECORD
 # Programs beside the tests are run as `python tests/vm/x.py` and import each other as the tests do.
 export PYTHONPATH := tests
 

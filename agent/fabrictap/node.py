@@ -8,6 +8,7 @@ import signal
 import threading
 import time
 from collections.abc import Callable
+from pathlib import Path
 from types import FrameType
 
 from fabrictap import catalog, ringfile
@@ -91,6 +92,14 @@ class Node:
             )
             if wanted
         ]
+        counted = config.sources.process_counters
+        if counted.enabled or Path(counted.state).exists():
+            from fabrictap.sources.process_counters.source import (  # noqa: PLC0415 - few turn it on
+                ProcessCounters,
+            )
+
+            hardware = ProcessCounters(counted, self.series, self.ledger, config.sources.infiniband.sysfs)
+            self.runners.append(Runner(hardware, self._lock, self.journal))
         if config.sources.simulated.profile is not None:
             from fabrictap.sources.simulated.source import Simulated  # noqa: PLC0415 - few need it
 

@@ -28,6 +28,7 @@ required=(
     rdmacm-utils       # rping
     perftest           # ib_write_bw and its family
     libibverbs-dev     # headers for the test programs in C
+    libbpfcc           # compiles the headers of a kernel that has no type information
     # the test that asks NVIDIA's own library, fetched from Debian's archive
     debian-archive-keyring
     # the tests that install packages

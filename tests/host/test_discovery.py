@@ -16,8 +16,9 @@ from doubles.provider.application import RC, Application
 from doubles.provider.builder import PROVIDER, Double
 from fabrictap.ext.records import QP_EXTENDED, decode
 from fabrictap.sources.verbs import maps, memory
-from fabrictap.sources.verbs.attach import Attachments, same_pages
+from fabrictap.sources.verbs.attach import Attachments
 from fabrictap.sources.verbs.discovery import Discovery
+from fabrictap.sources.verbs.samefile import same_pages
 from host.tap import Tap, truth
 from host.test_extended import batch
 from support import require

@@ -499,6 +499,11 @@ def test_the_worst_coverage_of_what_lives_counts(recorded, trees):
     rings.put_connection(path, 0)
     rings.put_connection(path, 1, coverage=rings.COVERAGES.index("since"))
     assert verbs.sight(node(trees["hgx"], watch=watching(path))).how is Observed.SINCE
+    rings.put_connection(path, 3, coverage=rings.COVERAGES.index("estimated"), fraction=0.25)
+    made = node(trees["hgx"], watch=watching(path))
+    assert verbs.sight(made).how is Observed.ESTIMATED
+    (found,) = [one for one in verbs.ways(made)[0].findings if "part of the time" in one.what]
+    assert "(the least: 25 %)" in found.what
     rings.put_connection(path, 2, coverage=rings.COVERAGES.index("control_only"))
     made = node(trees["hgx"], watch=watching(path))
     assert verbs.sight(made).how is Observed.HARDWARE

@@ -2,13 +2,16 @@
 
 import json
 import logging
+import time
 
 import pytest
 
+import rings
 from doubles.kubelet import Kubelet, answer
 from fabrictap.config import Config, Devices, Export, File, Infiniband, Otlp, Signal, Sources
 from fabrictap.ext.bpf import BpfError
 from fabrictap.sources.verbs import providers
+from fabrictap.sources.verbs.calibration import Cost
 from fabrictap.view import doctor
 
 ALL = (1 << 41) - 1
@@ -113,6 +116,34 @@ def test_a_provider_function_says_where_it_is_and_what_it_costs(node, monkeypatc
     assert (found["post_send"].found, found["post_send"].cost) == (f"{library} + 0x0", "")
     assert "single-stepped" in found["post_recv"].cost
     assert found["post_srq_recv"].status == "missing"
+
+
+def test_what_a_counted_post_costs_is_measured_and_told_with_what_the_budget_then_allows(node, monkeypatch):
+    costs = [Cost(1000.0, 9000.0), Cost(problem="no right to load")]
+    monkeypatch.setattr(doctor.budget.calibration, "measure", lambda kind: costs[0])
+    found = checks(node)["cost of a counted post"].found
+    assert found.startswith("1.00 us, 9.0 us where it is single-stepped")
+    assert found.endswith("a core busy has 10,000 a second counted")
+    node.sources.verbs.data = "full"
+    assert "sources.verbs.data is full" in checks(node)["cost of a counted post"].found
+    del costs[0]
+    assert checks(node)["cost of a counted post"].found == "could not be measured: no right to load"
+    node.sources.verbs.data = "off"
+    assert "sources.verbs.data is off" in checks(node)["cost of a counted post"].found
+
+
+def test_how_well_the_running_agent_sees_connections_is_told(node, tmp_path):
+    node.ring.path = str(tmp_path / "ring")
+    assert "connections of the agent" not in checks(node)
+    memory, _ = rings.make(tmp_path / "ring", connections=8)
+    memory.tick(time.time_ns())
+    assert checks(node)["connections of the agent"].found == "no connection is open"
+    rings.put_connection(tmp_path / "ring", 0)
+    estimated = rings.COVERAGES.index("estimated")
+    rings.put_connection(tmp_path / "ring", 1, coverage=estimated, fraction=0.25)
+    found = checks(node)["connections of the agent"]
+    assert found.found == "of 2 connections 1 estimated, 1 exact"
+    assert "the least in 25 %" in found.cost
 
 
 def test_quick_opens_no_device(node, monkeypatch):

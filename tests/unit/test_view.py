@@ -135,6 +135,22 @@ def test_flows_tells_operations_and_leaves_the_head_out(path):
     assert lines[4].strip() == "operations are not seen"
 
 
+def test_flows_tells_what_was_counted_in_a_part_of_the_time_with_its_share(path):
+    estimated = rings.COVERAGES.index("estimated")
+    written = {"posted": {"send": (3, 300)}, "coverage": estimated}
+    rings.put_connection(path, 3, **written, fraction=0.0131, process=b"busy")
+    rings.put_connection(path, 4, **written, fraction=0.0, process=b"unseen")
+    _, one, other = fabrictap("flows", "--file", path, "--coverage", "estimated").stdout.splitlines()
+    found = {re.split(r" {2,}", line)[3].partition("/")[2]: re.split(r" {2,}", line) for line in (one, other)}
+    assert found["busy"][9:11] == ["300 B", "estimated 1.31 %"]
+    # Not seen at all is not nothing.
+    assert found["unseen"][6:11] == ["-", "-", "-", "-", "estimated 0 %"]
+    lines = fabrictap("flows", "--file", path, "--coverage", "estimated", "--json").stdout.splitlines()
+    told = {one["process"]: one for one in map(json.loads, lines)}
+    assert told["busy"]["coverage_fraction"] == pytest.approx(0.0131)
+    assert (told["unseen"]["coverage_fraction"], told["unseen"]["out_bytes"]) == (0, None)
+
+
 def test_flows_watches_until_interrupted(path):
     # Whoever runs the tests in the background ignores SIGINT, and so would it.
     argv = ["env", "--default-signal=INT", sys.executable, "-m", "fabrictap", "flows"]

@@ -18,7 +18,7 @@ from fabrictap.sources.verbs.attach import Attachments
 from fabrictap.sources.verbs.budget import Decision, Governor, Limits, Mode, State, Watched, first_quota
 from fabrictap.sources.verbs.calibration import Cost
 from fabrictap.sources.verbs.meter import OTHERS, Charged, Meter
-from fabrictap.sources.verbs.probes import Probes
+from fabrictap.sources.verbs.probes import Kind, Probes
 
 _log = logging.getLogger(__name__)
 #: The longest wait for the kernel, for the thread is to end when it is told to.
@@ -60,11 +60,16 @@ class Duty:
         self._stop = threading.Event()
         self._started: dict[int, int] = {}
         self._figures: dict[int, Figures] = {}
+        #: Whether a failure of the thread has been said.
+        self._failed = False
         #: Processes that had gone at the last sweep.
         self._gone: set[int] = set()
         #: Newest last; what is forgotten was not taken in time.
         self._decisions: deque[Decision] = deque(maxlen=_MOST_DECISIONS)
-        self.cost = calibration.measure(probes.kind)
+        if not isinstance(probes.kind, Kind):
+            raise TypeError("these are not the probes that count posts")
+        self._kind = probes.kind
+        self.cost = calibration.measure(self._kind)
         self._say_cost()
         now = time.monotonic()
         self._next_look, self._next_sweep = now + _LOOK_SECONDS, now + _SWEEP_SECONDS
@@ -95,6 +100,15 @@ class Duty:
             if known is not None:
                 self.forget(pid)
             self._meet(pid, mode, started)
+
+    def calibrate(self) -> None:
+        """Measure anew what a hit costs, where that is due; it takes some tenths of a second then."""
+        if time.monotonic() < self._next_calibration:
+            return
+        self._next_calibration = time.monotonic() + _CALIBRATE_SECONDS
+        cost = calibration.measure(self._kind)
+        if cost.problem is None:
+            self.cost = cost
 
     def forget(self, pid: int) -> None:
         with self._lock:
@@ -128,7 +142,7 @@ class Duty:
     def run_times(self) -> dict[str, float]:
         """Seconds that each program has run, as the kernel counts them; empty where it does not."""
         found = {}
-        for program, count in self._probes.attached.items():
+        for program, count in dict(self._probes.attached).items():
             if count:
                 spent, runs = self._probes.object.run_time(program)
                 if runs:
@@ -146,21 +160,29 @@ class Duty:
         dividing = False
         while not self._stop.is_set():
             try:
-                pids = self._meter.wait(_DIVIDE_SECONDS if dividing else self._pause())
-                with self._lock:
-                    for pid in pids:
-                        self._exceeded(pid)
-                    for decision in self._governor.due(time.monotonic()):
-                        self._count_again(decision)
-                    if time.monotonic() >= self._next_look:
-                        self._look()
-                dividing = self._attachments.divide()
-                self._calibrate()
-            except BpfError as error:
-                # Such as a process that ended in between; whatever it is, it is tried again.
+                dividing = self._step(_DIVIDE_SECONDS if dividing else self._pause())
+            except Exception as error:  # noqa: BLE001 - nobody else would let anybody go
                 self._errors["budget"] = self._errors.get("budget", 0) + 1
-                _log.debug("budget: %s", error)
+                _log.log(
+                    logging.DEBUG if self._failed else logging.ERROR,
+                    "the budget is not kept for a moment: %s: %s",
+                    type(error).__name__,
+                    error,
+                )
+                self._failed = True
                 self._stop.wait(_WAIT_SECONDS)
+
+    def _step(self, seconds: float) -> bool:
+        """Wait so long at the most, and do what is due. True where a file is still to be divided."""
+        pids = self._meter.wait(seconds)
+        with self._lock:
+            for pid in pids:
+                self._exceeded(pid)
+            for decision in self._governor.due(time.monotonic()):
+                self._count_again(decision)
+            if time.monotonic() >= self._next_look:
+                self._look()
+        return self._attachments.divide()
 
     def _pause(self) -> float:
         with self._lock:
@@ -263,14 +285,6 @@ class Duty:
                 decision.rate,
                 "counted for a part of the time" if decision.state is State.REDUCED else "detached",
             )
-
-    def _calibrate(self) -> None:
-        if time.monotonic() < self._next_calibration:
-            return
-        self._next_calibration = time.monotonic() + _CALIBRATE_SECONDS
-        cost = calibration.measure(self._probes.kind)
-        if cost.problem is None:
-            self.cost = cost
 
     def _say_cost(self) -> None:
         if self.cost.problem is not None:

@@ -180,7 +180,9 @@ MEANINGS = {
     "export.otlp.{metrics,traces,logs}.endpoint": "where to",
     "export.otlp.{metrics,traces,logs}.headers": "gRPC metadata, as for authorization",
     "export.otlp.{metrics,traces,logs}.timeout": "for one request",
-    "export.otlp.{metrics,traces,logs}.compression": "`gzip` or `none`",
+    "export.otlp.{metrics,traces,logs}.compression": (
+        "`gzip`, `none`, or `auto`: `none` to this machine (loopback, a unix socket), else `gzip`"
+    ),
     "export.otlp.{metrics,traces,logs}.insecure": (
         "plain text, for an endpoint without `http://` or `https://`"
     ),

@@ -41,7 +41,7 @@ class Watched:
         self._probes = load_data(1 << 20, 1 << 16, subtract=False, quota=10_000)
         self._attachments = Attachments(self._probes, self._errors)
         self.duty = Duty(self._probes, self._attachments, Limits(), "budget", self._errors)
-        places = {name: (double.place(name).offset,) for name in FUNCTIONS}
+        places: dict[str, tuple[int, ...]] = {name: (double.place(name).offset,) for name in FUNCTIONS}
         descriptor = os.open(double.library, os.O_RDONLY | os.O_CLOEXEC)
         made = self._attachments.add(descriptor, str(double.library), places, kept=True)
         assert made is not None

@@ -13,10 +13,17 @@ T       ?= tests
 REQUIRE ?=
 ARGS    ?=
 SCRIPT  ?=
+# Which Pythons packages are made for (all that are here by default), and from which image the image takes its
+# Debian packages (by default one that debootstrap makes).
+PYTHONS ?=
+BASE    ?=
 # Which measurements make bench takes (uprobe completions counters infiniband ringbuffer export agent growth volume); all by default.
 B       ?=
 
 export REQUIRE
+# What tests are to record anew instead of comparing it, as in make test T=tests/vm/test_kernels.py RECORD=kernels.
+RECORD ?=
+export RECORD
 # Programs beside the tests are run as `python tests/vm/x.py` and import each other as the tests do.
 export PYTHONPATH := tests
 
@@ -27,7 +34,7 @@ endif
 
 BUILD_INPUTS := setup.py pyproject.toml $(shell find probes ext -type f \( -name '*.bpf.c' -o -name '*.h' -o -name '*.pyx' -o -name '*.pxd' -o -name 'fold.c' \) 2>/dev/null)
 
-.PHONY: help setup packages demo run test collector kube manifests dashboards pictures lint format bench vm clean
+.PHONY: help setup packages demo run test collector kube manifests dashboards pictures lint format bench vm wheel deb image clean
 
 help: ## this list
 	@echo 'make TARGET [VARIABLE=value ...]'
@@ -83,6 +90,15 @@ dashboards: setup ## packaging/grafana/dashboards from the catalog and packaging
 pictures: setup ## docs/pictures, drawn by a browser from simulated nodes and a recording (needs pngquant)
 	@tests/e2e/collector/build.sh >/dev/null
 	@REQUIRE=all $(BIN)/python -m pytest tests/e2e/pictures.py -q
+
+wheel: setup ## dist/*.whl for each Python 3.10 to 3.13 that is here: make wheel PYTHONS=3.11,3.13
+	@$(BIN)/python packaging/wheel/build.py --python '$(PYTHONS)'
+
+deb: wheel ## dist/fabrictap_*.deb for the distributions with these Pythons
+	@$(BIN)/python packaging/deb/build.py --python '$(PYTHONS)'
+
+image: deb ## dist/fabrictap_*.oci.tar, a container image (buildah): make image BASE=debian:12-slim
+	@$(BIN)/python packaging/container/build.py --base '$(BASE)'
 
 clean: ## remove what was built; downloads stay in the cache (FABRICTAP_CACHE)
 	rm -rf build dist $(VENV) .mypy_cache .ruff_cache .pytest_cache agent/*.egg-info

@@ -175,13 +175,23 @@ cdef Link _link(libbpf.bpf_link *raw, Object owner):
 
 
 cdef class Object:
-    """One BPF object file. Raises BpfError, with libbpf's reason, wherever the kernel refuses."""
+    """One BPF object file. Raises BpfError, with libbpf's reason, wherever the kernel refuses.
 
-    def __cinit__(self, str path):
+    ``types``: a file of BTF that says where the kernel's fields are, in place of the kernel's own.
+    """
+
+    def __cinit__(self, str path, str types=None):
         cdef bytes encoded = os.fsencode(path)
+        cdef bytes custom
+        cdef libbpf.bpf_object_open_opts options
         self.path = path
+        memset(&options, 0, sizeof(options))
+        options.sz = sizeof(options)
+        if types is not None:
+            custom = os.fsencode(types)
+            options.btf_custom_path = custom
         _said.clear()
-        self._object = libbpf.bpf_object__open_file(encoded, NULL)
+        self._object = libbpf.bpf_object__open_file(encoded, &options)
         if self._object is NULL:
             raise BpfError(f"open {path}", c_errno.errno, tuple(_said))
 

@@ -25,6 +25,10 @@ cdef extern from "<bpf/libbpf.h>" nogil:
         size_t sz
         bint retprobe
 
+    cdef struct bpf_object_open_opts:
+        size_t sz
+        const char *btf_custom_path
+
     int libbpf_num_possible_cpus()
     int libbpf_probe_bpf_helper(int prog_type, int helper_id, const void *opts)
 

@@ -196,6 +196,11 @@ CASES = {
         },
         NODE,
     ),
+    "FabrictapBudgetReduced": Case(
+        {f'fabrictap_budget_processes{{{N},fabrictap_budget_state="reduced"}}': "2x60"},
+        {f'fabrictap_budget_processes{{{N},fabrictap_budget_state="full"}}': "2x60"},
+        NODE,
+    ),
     "FabrictapProbeMissing": Case(
         {f'fabrictap_probe_attached{{{N},fabrictap_probe="post_send"}}': "0x60"},
         {f'fabrictap_probe_attached{{{N},fabrictap_probe="post_send"}}': "4x60"},

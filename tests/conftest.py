@@ -38,11 +38,16 @@ def nvml_built(tmp_path_factory: pytest.TempPathFactory) -> nvml_builder.Built:
 
 
 @pytest.fixture(scope="session")
-def machine() -> Iterator[Machine]:
-    """The running VM; skips where the machine lacks what it is made of (REQUIRE=vm makes that a failure)."""
+def vm_packages() -> None:
+    """Skips where the machine lacks what a VM is made of (REQUIRE=vm makes that a failure)."""
     path = os.environ.get("PATH", "") + ":/usr/sbin:/sbin"
     packages = [package for program, package in PROGRAMS if shutil.which(program, path=path) is None]
     require("vm", not packages, f"apt-get install {' '.join(packages)}")
+
+
+@pytest.fixture(scope="session")
+def machine(vm_packages: None) -> Iterator[Machine]:
+    """The running VM; skips where it cannot be (REQUIRE=vm makes that a failure)."""
     vm = Machine()
     try:
         vm.__enter__()

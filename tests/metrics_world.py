@@ -38,14 +38,16 @@ RULES = sorted((ROOT / "packaging" / "prometheus" / "rules").glob("*.yaml"))
 COLLECTOR = ROOT / "packaging" / "grafana" / "compose" / "collector.yaml"
 #: Seconds of simulation: all of its episodes, and the theft on the first node once more at the end.
 SECONDS = 720
-#: Host name, profile, and the second of the simulation's cycle (600 s) in which each begins.
+#: Host name, profile, and the second of the simulation's cycle (600 s) in which each begins. The theft lasts
+#: from 180 to 220: only on the first is it going on at the end.
 SIMULATED = (
     ("sim-hgx-1", "hgx-h100", 105),
-    ("sim-hgx-2", "hgx-h100", 130),
+    ("sim-hgx-2", "hgx-h100", 30),
     ("sim-gb200-1", "gb200", 330),
-    ("sim-a100-1", "a100-mig", 60),
+    ("sim-a100-1", "a100-mig", 20),
 )
-RECORDED = ("vm-rxe0", "vm-rxe1")
+#: Nothing where nobody has recorded yet: e2e/test_dashboards.py says what is not seen then.
+RECORDED = ("vm-rxe0", "vm-rxe1") if RECORDING.is_file() else ()
 
 
 @dataclass(frozen=True)
@@ -136,6 +138,8 @@ def collector_configuration(prometheus_url: str, port: int, health: int) -> str:
 
 def replay(port: int, end_ns: int) -> tuple[tuple[float, str, str], ...]:
     """Send the recording's metrics, moved in time so that they end at ``end_ns``; what was told, likewise."""
+    if not RECORDED:
+        return ()
     lines = [json.loads(line) for line in gzip.decompress(RECORDING.read_bytes()).decode().splitlines()]
     requests = [
         json_format.ParseDict(line, messages.ExportMetricsServiceRequest())

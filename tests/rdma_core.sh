@@ -1,11 +1,13 @@
 #!/usr/bin/env bash
-# Fetches the verbs libraries of a Debian suite and unpacks them. Never installs them, needs no root.
+# Fetches the verbs libraries of a Debian suite and unpacks them, with what runs them there: their own libc and
+# ibv_rc_pingpong. Never installs them, needs no root.
 #
 #   rdma_core.sh bullseye      rdma-core 33
 #   rdma_core.sh bookworm      rdma-core 44
 #   rdma_core.sh trixie        rdma-core 56
 #
-# Prints the directory, in which usr/lib/*/libibverbs.so.1 and usr/lib/*/libibverbs/ lie as in the packages.
+# Prints the directory, in which usr/lib/*/libibverbs.so.1 and usr/lib/*/libibverbs/ lie as in the packages. It is a
+# root that can be entered with chroot, once /dev, /proc and /sys are mounted in it.
 # What was fetched once is found again without network and without apt.
 set -euo pipefail
 
@@ -14,9 +16,12 @@ die() { say "$@"; exit 1; }
 
 suite=${1:?the name of a Debian suite, for example trixie}
 store=${FABRICTAP_CACHE:-${XDG_CACHE_HOME:-$HOME/.cache}/fabrictap}/rdma-core
-packages=(libibverbs1 ibverbs-providers)
+packages=(libibverbs1 ibverbs-providers ibverbs-utils libnl-3-200 libnl-route-3-200 libc6)
 
-complete() { compgen -G "$store/$suite/usr/lib/*/libibverbs/*-rdmav*.so" >/dev/null; }
+complete() {
+    compgen -G "$store/$suite/usr/lib/*/libibverbs/*-rdmav*.so" >/dev/null &&
+        [[ -x $store/$suite/usr/bin/ibv_rc_pingpong && -d $store/$suite/proc && -d $store/$suite/lib64/. ]]
+}
 
 found() {
     printf '%s\n' "$store/$suite"
@@ -39,7 +44,7 @@ uri=$(apt-get indextargets --format '$(REPO_URI)' 'Created-By: Packages' 'Origin
 lists=$store/.apt-$suite
 mkdir -p "$lists/lists/partial" "$lists/empty"
 printf 'deb [signed-by=/usr/share/keyrings/debian-archive-keyring.gpg] %s %s main\n' "$uri" "$suite" >"$lists/sources.list"
-options=(-o "APT::Sandbox::User=$(id -un)" # apt's own download user cannot write into a private directory
+options=(-o "Acquire::Languages=none" -o "APT::Sandbox::User=$(id -un)" # apt's own download user cannot write into a private directory
     -o "Dir::Etc::sourcelist=$lists/sources.list" -o "Dir::Etc::sourceparts=$lists/empty"
     -o "Dir::State::lists=$lists/lists" -o "Dir::Cache::pkgcache=" -o "Dir::Cache::srcpkgcache="
     -o "Dir::State::status=/dev/null" # what is installed here is no candidate there
@@ -57,6 +62,11 @@ for package in "$work"/deb/*.deb; do
     dpkg-deb -x "$package" "$work/tree"
 done
 chmod -R u+rwX,go+rX "$work/tree"
+# What no package but a system's setup makes: mount points, and since libc lies below usr the links to it.
+mkdir -p "$work/tree"/{dev,proc,sys,tmp}
+for directory in lib lib64; do
+    [[ -e $work/tree/$directory ]] || ln -s "usr/$directory" "$work/tree/$directory"
+done
 rm -rf "${store:?}/$suite"
 mv "$work/tree" "$store/$suite"
 complete || die "no provider libraries in ${packages[*]} of $suite"

@@ -1096,6 +1096,21 @@ MR_SIZE = Metric(
     "Memory registered now; regions that overlap are counted each",
     (*_PROCESS, RDMA_DEVICE, RDMA_MR_ACCESS, RDMA_MR_REMOTE_ATOMIC),
 )
+PROCESS_IO = Metric(
+    "rdma.process.io",
+    Kind.COUNTER,
+    "By",
+    "What the hardware counted for the queue pairs of a process, whoever posted it: bytes of RDMA packets "
+    "(sources.process_counters; optional counters of mlx5)",
+    (*_PROCESS, RDMA_DEVICE, RDMA_PORT, RDMA_QP_TYPE, IO_DIRECTION),
+)
+PROCESS_COUNTER = Metric(
+    "rdma.process.counter",
+    Kind.COUNTER,
+    "{count}",
+    "The same for every other counter, by the driver's name for it (sources.process_counters)",
+    (*_PROCESS, RDMA_DEVICE, RDMA_PORT, RDMA_QP_TYPE, RDMA_COUNTER_NAME),
+)
 CM_EVENTS = Metric(
     "rdma.cm.events",
     Kind.COUNTER,

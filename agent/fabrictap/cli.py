@@ -392,11 +392,23 @@ def _owner(options: argparse.Namespace) -> int | None:
 
     name = options.owner
     if name is None:
-        return None
+        return _packaged_agent()
     try:
         return int(name) if name.isascii() and name.isdigit() else pwd.getpwnam(name).pw_uid
     except KeyError:
         raise ConfigError(f"--owner {name}: no such user") from None
+
+
+def _packaged_agent() -> int | None:
+    """The system account under which the package's unit runs the agent; root believes its files too."""
+    import pwd
+
+    try:
+        user = pwd.getpwnam("fabrictap").pw_uid if os.geteuid() == 0 else None
+    except KeyError:
+        return None
+    # An ordinary user of that name (login.defs: from UID_MIN, 1000) is somebody else.
+    return user if user is not None and user < 1000 else None
 
 
 def _time(options: argparse.Namespace, name: str) -> float | None:

@@ -119,6 +119,12 @@ class Verbs(Section):
     interval: Duration = Duration(1.0)
     #: How the control path is hooked; ``auto`` takes the first of fexit, kprobe, syscall that works.
     control: Literal["auto", "fexit", "kprobe", "syscall", "off"] = "auto"
+    #: Who describes the kernel's structures: the kernel itself (libbpf reads its BTF), or its headers,
+    #: compiled by bcc's library; ``auto``: bcc where the kernel has no BTF.
+    loader: Literal["auto", "libbpf", "bcc"] = "auto"
+    #: For bcc: a directory as /lib/modules/RELEASE, or a file that fabrictap.sources.verbs.headers printed
+    #: elsewhere with the headers of this kernel; the running kernel's directory without.
+    kernel_headers: str | None = None
     #: Whether posts are counted by uprobes in the provider libraries (about 1 us of the poster's CPU each):
     #: all of them, as many as ``budget`` allows, or none.
     data: Literal["budget", "full", "off"] = "budget"
@@ -132,6 +138,16 @@ class Verbs(Section):
     #: datagram peer), 32 bytes plus 176 for each CPU. Allocated at once; at most 16384 counters.
     post_memory: Size = Size(64 << 20)
     completions: Completions = msgspec.field(default_factory=Completions)
+
+
+class ProcessCounters(Section):
+    """What the hardware counts for each process by itself (mlx5), bound by the kernel to new queue pairs."""
+
+    enabled: bool = False
+    interval: Duration = Duration(10.0)
+    #: Where it is remembered on which ports it was turned on, so that it is turned off again also after a
+    #: crash; a reboot must empty it.
+    state: str = "/run/fabrictap/process-counters.json"
 
 
 class Nvml(Section):
@@ -199,6 +215,7 @@ class Sources(Section):
     infiniband: Infiniband = msgspec.field(default_factory=Infiniband)
     rdma_netlink: RdmaNetlink = msgspec.field(default_factory=RdmaNetlink)
     verbs: Verbs = msgspec.field(default_factory=Verbs)
+    process_counters: ProcessCounters = msgspec.field(default_factory=ProcessCounters)
     nvml: Nvml = msgspec.field(default_factory=Nvml)
     dcgm: Dcgm = msgspec.field(default_factory=Dcgm)
     kubelet: Kubelet = msgspec.field(default_factory=Kubelet)
@@ -424,7 +441,8 @@ def _simulate(config: Config, given: Collection[str]) -> None:
     ``given``: the keys that somebody has set.
     """
     sources = config.sources
-    for source in (sources.infiniband, sources.rdma_netlink, sources.verbs, sources.nvml):
+    real = (sources.infiniband, sources.rdma_netlink, sources.verbs, sources.process_counters, sources.nvml)
+    for source in real:
         source.enabled = False
     sources.dcgm.enabled = "off"
     sources.kubelet.enabled = "off"
@@ -660,6 +678,7 @@ def _check(config: Config) -> None:
         ("sources.infiniband.interval", sources.infiniband.interval, 0.01),
         ("sources.rdma_netlink.interval", sources.rdma_netlink.interval, 0.1),
         ("sources.verbs.interval", sources.verbs.interval, 0.01),
+        ("sources.process_counters.interval", sources.process_counters.interval, 0.1),
         ("sources.nvml.interval", sources.nvml.interval, 0.1),
         ("sources.nvml.process_interval", sources.nvml.process_interval, 1.0),
         ("sources.dcgm.interval", sources.dcgm.interval, 0.1),

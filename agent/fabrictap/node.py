@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import logging
+import os
 import signal
 import threading
 import time
 from collections.abc import Callable
+from pathlib import Path
 from types import FrameType
 
 from fabrictap import catalog, ringfile
@@ -32,6 +34,7 @@ from fabrictap.sources.kubelet.source import Kubelet
 from fabrictap.sources.nvml.source import Nvml
 from fabrictap.sources.rdma_netlink.source import RdmaNetlink
 from fabrictap.sources.verbs.source import Verbs
+from fabrictap.supervisor import Supervisor
 
 _log = logging.getLogger(__name__)
 _STOP_SECONDS = 5.0
@@ -89,6 +92,14 @@ class Node:
             )
             if wanted
         ]
+        counted = config.sources.process_counters
+        if counted.enabled or Path(counted.state).exists():
+            from fabrictap.sources.process_counters.source import (  # noqa: PLC0415 - few turn it on
+                ProcessCounters,
+            )
+
+            hardware = ProcessCounters(counted, self.series, self.ledger, config.sources.infiniband.sysfs)
+            self.runners.append(Runner(hardware, self._lock, self.journal))
         if config.sources.simulated.profile is not None:
             from fabrictap.sources.simulated.source import Simulated  # noqa: PLC0415 - few need it
 
@@ -111,6 +122,7 @@ class Node:
         )
         self._exporter = Exporter(config, attributes, self.series, self.ledger.flows, self.detectors.findings)
         self._prometheus = Endpoint(config.export.prometheus, self.ring, attributes, self._lock)
+        self._supervisor = Supervisor.from_environ(os.environ)
 
     def stop(self) -> None:
         """Ask ``run`` to end; from any thread or signal handler."""
@@ -141,9 +153,12 @@ class Node:
         next_tick = time.monotonic() + self._config.ring.tick
         next_export = time.monotonic() + self._config.export.interval
         said_hung: set[str] = set()
+        self._supervisor.status(self._state())
+        self._supervisor.ready()
         while not self._stop.is_set():
-            wake = min(next_tick, next_export, next_tick if end is None else end)
+            wake = min(next_tick, next_export, *(t for t in (end, self._supervisor.due()) if t is not None))
             self._stop.wait(max(0.0, wake - time.monotonic()))
+            self._supervisor.alive()
             now = time.monotonic()
             if end is not None and now >= end:
                 break
@@ -158,6 +173,7 @@ class Node:
                 self._reload()
                 for runner in self.runners:
                     runner.revive(now)
+                self._supervisor.status(self._state())
                 next_tick = max(next_tick + self._config.ring.tick, now)
             if now >= next_export:
                 self._export()
@@ -170,6 +186,13 @@ class Node:
         sources = [SourceState(one.source.name, one.up, one.reason) for one in self.runners]
         self.detectors.look(now_ns, self.reconciler.balances(), sources)
 
+    def _state(self) -> str:
+        """The agent in a line, for the service manager."""
+        up = [runner.source.name for runner in self.runners if runner.up]
+        off = [runner.source.name for runner in self.runners if not runner.up and not runner.absent]
+        watching = f"watching: {', '.join(up) or 'nothing'}"
+        return f"{watching}; off: {', '.join(off)}" if off else watching
+
     def _reload(self) -> None:
         """After SIGHUP: put the policy of the configuration into force, and nothing else of it."""
         if not self._hangup.is_set():
@@ -177,8 +200,15 @@ class Node:
         self._hangup.clear()
         if self._reread is None:
             return
+        self._supervisor.reloading()
         try:
-            fresh = self._reread()
+            self._put_policy_into_force(self._reread)
+        finally:
+            self._supervisor.ready()
+
+    def _put_policy_into_force(self, reread: Callable[[], Config]) -> None:
+        try:
+            fresh = reread()
         except ConfigError as error:
             _log.error("the policy stays as it is: %s", error)
             return
@@ -218,6 +248,7 @@ class Node:
 
     def _end(self) -> None:
         _log.info("stopping")
+        self._supervisor.stopping()
         self._prometheus.close()
         for runner in self.runners:
             runner.stop()

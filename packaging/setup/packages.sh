@@ -28,11 +28,18 @@ required=(
     rdmacm-utils       # rping
     perftest           # ib_write_bw and its family
     libibverbs-dev     # headers for the test programs in C
+    libbpfcc           # compiles the headers of a kernel that has no type information
     # the test that asks NVIDIA's own library, fetched from Debian's archive
     debian-archive-keyring
+    # the tests that install packages
+    debootstrap        # bare Debian 12 and 13
+    systemd-container  # runs them, with their own systemd
+    buildah            # make image
+    crun               # runs the image in the VM
 )
 # Not everywhere, and not needed to build or to test.
 optional=(
+    ccache             # make wheel compiles only what has changed, also in a fresh checkout
     bpftrace           # a peer of make bench: uprobes
     python3-bpfcc      # a peer of make bench: bcc's ring buffer
     prometheus         # runs the queries of dashboards and rules, judges the text exposition; tests start one of their own

@@ -56,7 +56,7 @@ def agent(machine: Machine, name: str, device: str) -> Agent:
 
 
 def asked(machine: Machine, tool: str, *args: str) -> None:
-    """Traffic that is watched. An emulated CPU may be too slow for the retries of rxe: then there is less of it."""
+    """Traffic that is watched. An emulated CPU may be too slow for rxe: then there is less."""
     try:
         perftest(machine, tool, *args)
     except AssertionError as error:

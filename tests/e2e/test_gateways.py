@@ -192,7 +192,7 @@ class Site:
             process.wait()
 
     def close(self):
-        for name in list(self.running):
+        for name in reversed(list(self.running)):  # who sends goes before who receives
             self.end(name)
         for receiver in self.tempo:
             receiver.stop()
@@ -285,6 +285,7 @@ def site(binary, tmp_path_factory):
 def test_every_metric_of_a_node_is_in_prometheus_under_the_agents_own_names(site):
     sent = Reader(site.folder / "sent.jsonl")
     known = {metric.name: metric for metric in catalog.metrics()}
+    known |= {rate.name: rate for one in catalog.metrics() if one.rates for rate in catalog.rates(one)}
 
     def names():
         sent.poll()
@@ -297,7 +298,9 @@ def test_every_metric_of_a_node_is_in_prometheus_under_the_agents_own_names(site
 
     eventually(lambda: names() <= there(), "all of them are in Prometheus", 40)
     # Which node, on each series; what nobody asks for is on none.
-    (one,) = site.query("count by (host_name) (hw_network_io_bytes_total)")
+    ports = "count by (host_name) (hw_network_io_bytes_total)"
+    eventually(lambda: site.query(ports), "and so are their samples", 20)
+    (one,) = site.query(ports)
     assert one["metric"] == {"host_name": "simulated-hgx-h100"}
     assert site.query('{telemetry_sdk_name!=""}') == []
     assert site.value('count({host_name="simulated-hgx-h100"})') > 500

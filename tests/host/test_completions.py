@@ -18,7 +18,7 @@ from fabrictap.config import Completions as WindowsConfig
 from fabrictap.ext.completions import COMPLETED, RECEIVE, REFUSED, SENT, Completions, Group, Work, decode
 from fabrictap.sources.verbs.attach import Attachments
 from fabrictap.sources.verbs.probes import ProbesUnavailable, attach_place
-from fabrictap.sources.verbs.windows import Window, Windows
+from fabrictap.sources.verbs.windows import Window, Windows, close, targets
 from fabrictap.sources.verbs.work import Reader, open_probes
 from host.tap import Tap
 from host.test_data_path import open_devices
@@ -248,6 +248,7 @@ class Files:
         functions = {name: (double.place(name).offset,) for name in FUNCTIONS}
         file = self.attachments.add(os.open(double.library, os.O_RDONLY), str(double.library), functions)
         assert file is not None
+        self.file = file
         self.attachments.use(file, application.pid)
         self.attachments.add(
             os.open(double.libibverbs, os.O_RDONLY),
@@ -346,6 +347,33 @@ def test_a_window_ends_early_where_its_probes_cost_too_much(files, windows, appl
     window = one_window(opened, files)
     assert window.end == "cost"
     assert window.ended_ns - window.began_ns < 20e9
+    until(lambda: not opened.open)
+    assert opened._next - time.monotonic() > 60  # what it took beyond is paid back
+
+
+def test_whose_posts_are_not_counted_is_not_in_a_window(files, application, double):
+    def watched() -> set[int]:
+        wanted = targets(files.attachments)
+        close(wanted)
+        return {target.pid for target in wanted}
+
+    assert watched() == {0}  # all of them
+    with Application(double.driver) as other:
+        files.attachments.use(files.file, other.pid)
+        files.attachments.pause(application.pid)
+        assert watched() == set()
+        files.attachments.divide(wait=True)
+        assert watched() == {other.pid}
+        files.attachments.pause(other.pid)
+        assert watched() == set()
+        assert files.attachments.resume(application.pid)
+        assert watched() == {application.pid}
+
+
+def test_the_busiest_functions_are_let_go_first(files):
+    wanted = targets(files.attachments)
+    close(wanted)
+    assert {target.name for target in wanted[-2:]} == {"post_send", "poll_cq"}
 
 
 def test_no_window_opens_where_nobody_uses_rdma(bpf, windows):

@@ -18,8 +18,8 @@ programs=(
     github.com/yannh/kubeconform/cmd/kubeconform@v0.8.0
     github.com/zegl/kube-score/cmd/kube-score@v1.20.0
 )
-# The oldest that the chart says it installs on, and newer ones up to the newest.
-kubernetes=(1.26.15 1.28.15 1.31.14 1.34.2 1.37.2)
+# The oldest that the chart says it installs on, one between, and the newest.
+kubernetes=(1.28.15 1.31.14 1.37.2)
 # The lowest Go that these modules accept.
 needed=1.26.0
 
@@ -79,22 +79,30 @@ schemas() {
     local version
     for version in "${kubernetes[@]}"; do
         # 300 MB of sources of which one file is wanted: not kept.
-        GOMODCACHE=$work/mod go mod download "k8s.io/kubernetes@v$version"
-        python3 "$here/schemas.py" \
-            "$work/mod/k8s.io/kubernetes@v$version/api/openapi-spec/swagger.json" "$work/done/schemas/$version"
+        GOMODCACHE=$work/mod go mod download "k8s.io/kubernetes@v$version" &&
+            python3 "$here/schemas.py" \
+                "$work/mod/k8s.io/kubernetes@v$version/api/openapi-spec/swagger.json" \
+                "$work/done/schemas/$version" || return 1
         rm -rf "$work/mod"
     done
 }
 
-say "building helm, kubeconform and kube-score with Go $found, and schemas of Kubernetes ${kubernetes[*]}"
-if ! {
-    cd "$work" # go mod download looks for a module here, and finds none
+build() {
+    cd "$work" || return 1 # go mod download looks for a module here, and finds none
     schemas & # waits for the network while the others wait for the CPU
+    local downloads=$! program failed=0
     for program in "${programs[@]}"; do
-        go install -ldflags='-s -w' "$program"
+        go install -ldflags='-s -w' "$program" || {
+            failed=1
+            kill "$downloads"
+            break
+        }
     done
-    wait $!
-} >"$work/log" 2>&1; then
+    wait "$downloads" && ((failed == 0))
+}
+
+say "building helm, kubeconform and kube-score with Go $found, and schemas of Kubernetes ${kubernetes[*]}"
+if ! (build) >"$work/log" 2>&1; then
     cp "$work/log" "$target.log"
     tail -n 20 "$work/log" >&2
     say "the build failed; the whole log: $target.log"

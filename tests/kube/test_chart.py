@@ -31,12 +31,12 @@ def test_every_version_of_kubernetes_takes_it(values):
 
 def test_the_schemas_do_refuse_what_a_version_does_not_have():
     # A check of the check: a field of 1.30, an unknown field, a wrong type, a missing field.
-    good = chart.template(BY_NAME["default"], "1.34.2")
+    good = chart.template(BY_NAME["default"], "1.37.2")
     for version, old, new in (
         ("1.28.15", "appArmorProfile:", "appArmorProfile:"),
-        ("1.34.2", "hostPID: true", "hostPid: true"),
-        ("1.34.2", "hostPID: true", "hostPID: 'yes'"),
-        ("1.34.2", "  selector:\n", "  minReadySeconds: 1\n  selektor:\n"),
+        ("1.37.2", "hostPID: true", "hostPid: true"),
+        ("1.37.2", "hostPID: true", "hostPID: 'yes'"),
+        ("1.37.2", "  selector:\n", "  minReadySeconds: 1\n  selektor:\n"),
     ):
         assert old in good
         done = chart.conform(good.replace(old, new, 1), version)

@@ -81,7 +81,7 @@ def test_closed_sets_are_what_the_code_says():
     assert set(names.COVERAGES) == set(catalog.COVERAGE.values)
     assert set(names.ORIGINS) == set(catalog.ORIGIN.values)
     assert set(verbs_control.QP_TYPES.values()) | {"srq", "unknown"} == types
-    assert set(rdma_reconcile._TYPES.values()) | {"srq", "unknown"} == types
+    assert set(rdma_reconcile.QP_TYPE_NAMES.values()) | {"srq", "unknown"} == types
     assert set(verbs_control.QP_STATES) | {"unknown"} == set(catalog.RDMA_QP_STATE.values)
     # System calls are hooked by their tracepoints.
     assert set(probes.LEVELS) - {"syscall"} | {"tracepoint"} <= set(catalog.PROBE_METHOD.values)

@@ -10,10 +10,12 @@ import sys
 import tempfile
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import yaml
 
+from fabrictap import cli
 from otlp_json import Reader
 from otlp_receiver import free_port
 from support import eventually
@@ -357,3 +359,20 @@ def test_doctor_says_the_same_as_text_and_as_json():
         assert check["status"] in ("ok", "missing", "absent")
         assert check["what"] in text.stdout
         assert check["found"] in text.stdout
+
+
+@pytest.mark.parametrize(
+    ("mine", "account", "believed"),
+    [(0, 998, 998), (0, 1000, None), (0, None, None), (1001, 998, None)],
+    ids=["root", "an ordinary user of that name", "no package", "not root"],
+)
+def test_root_believes_the_recordings_of_the_packaged_agent(monkeypatch, mine, account, believed):
+    def getpwnam(name):
+        assert name == "fabrictap"
+        if account is None:
+            raise KeyError(name)
+        return SimpleNamespace(pw_uid=account)
+
+    monkeypatch.setattr("os.geteuid", lambda: mine)
+    monkeypatch.setattr("pwd.getpwnam", getpwnam)
+    assert cli._owner(SimpleNamespace(owner=None)) == believed

@@ -53,7 +53,7 @@ def test_one_that_has_not_ticked_for_longer_than_allowed_hangs(path, capsys):
     held = ticked(path, seconds_ago=40)
     code, line = health(path, capsys)
     assert code == 1
-    assert line == f"unhealthy: the agent (pid {os.getpid()}) has not ticked for 40s\n"
+    assert line.startswith(f"unhealthy: the agent (pid {os.getpid()}) has not ticked for 4")
     assert health(path, capsys, "--max-age", "1m")[0] == 0
     del held
 
@@ -78,7 +78,7 @@ def test_an_agent_that_never_gets_to_its_first_tick_hangs(path, capsys):
     ring, _ = rings.make(path, now_ns=time.time_ns() - 90 * S)
     code, line = health(path, capsys)
     assert (code, line[:10]) == (1, "unhealthy:")
-    assert "has not finished its first tick for 1m30s" in line
+    assert "has not finished its first tick for 1m" in line
     del ring
 
 

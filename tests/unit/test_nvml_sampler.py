@@ -160,7 +160,9 @@ def test_a_hung_gpu_is_left_out_and_the_others_are_read_at_their_times(ticking):
         ticking.node.field(7, 139).rate(0)
         ticking.pass_ticks(2)
         ticking.tick()
-        assert watched.value(NVLINK_IO, hw__id=watched.gpu(7), **way) == KIB * ticking.node.field(7, 139).get()
+        assert (
+            watched.value(NVLINK_IO, hw__id=watched.gpu(7), **way) == KIB * ticking.node.field(7, 139).get()
+        )
     eventually(lambda: ticking.source.fast.stuck == 0, "the call has returned")
 
     def again():

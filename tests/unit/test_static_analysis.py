@@ -109,14 +109,17 @@ def test_every_provider_but_the_known_ones_tells_its_functions(rdma_core):
 
 
 def test_the_order_read_from_machine_code_is_the_one_that_running_it_shows(rdma_core):
-    release, directory = rdma_core
+    _, directory = rdma_core
     library = directory / "libibverbs.so.1"
-    ran = subprocess.run(
-        [sys.executable, "-c", CALL, str(library), json.dumps(static.OPS)],
-        capture_output=True, text=True, timeout=20, check=False,
-    )  # fmt: skip
+    argv = [sys.executable, "-c", CALL, str(library), json.dumps(static.OPS)]
+    ran = subprocess.run(argv, capture_output=True, text=True, timeout=20, check=False)
     if "GLIBC_" in ran.stderr:
-        pytest.skip(f"libibverbs of rdma-core {release} wants a newer libc than this system has")
+        # Made for a newer libc than this system's: its own, which runs older programs too, came with it.
+        loader = directory.parents[2] / "lib64" / "ld-linux-x86-64.so.2"
+        places = f"{directory}:/lib/x86_64-linux-gnu:/usr/lib/x86_64-linux-gnu"
+        argv = [str(loader), "--library-path", places, *argv]
+        ran = subprocess.run(argv, capture_output=True, text=True, timeout=20, check=False)
+    assert ran.returncode == 0, ran.stderr
     assert slots_of(directory) == json.loads(ran.stdout)
 
 

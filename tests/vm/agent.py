@@ -12,7 +12,10 @@ PROGRAM = Path(sys.prefix) / "bin" / "fabrictap"
 
 
 class Agent:
-    """``fabrictap run`` with a file exporter, for all devices or one. ``start`` returns when it watches."""
+    """``fabrictap run`` with a file exporter, for all devices or one. ``start`` returns when it watches.
+
+    ``launch`` and ``until_watching`` are its two halves, for several agents that start side by side.
+    """
 
     def __init__(
         self, machine: Machine, name: str, *settings: str, device: str = "*", config: Path | None = None
@@ -37,15 +40,21 @@ class Agent:
         self.process: Process | None = None
 
     def start(self, *, wait_for: str = "source rdma_netlink delivers") -> Agent:
+        self.launch()
+        self.until_watching(wait_for)
+        return self
+
+    def launch(self) -> None:
         argv: list[str | Path] = [PROGRAM, "run"]
         if self.config is not None:
             argv += ["--config", self.config]
         for setting in self.settings:
             argv += ["--set", setting]
         self.process = self.machine.start(argv)
-        self.until_logged("source verbs delivers")
-        self.until_logged(wait_for)
-        return self
+
+    def until_watching(self, wait_for: str = "source rdma_netlink delivers", timeout: float = 90) -> None:
+        self.until_logged("source verbs delivers", timeout)
+        self.until_logged(wait_for, timeout)
 
     def until_logged(self, text: str, timeout: float = 90) -> None:
         process = self.process

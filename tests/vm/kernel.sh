@@ -5,6 +5,7 @@
 #   kernel.sh 6.1.0-56-amd64         this one
 #   kernel.sh --suite bullseye       the default kernel of another Debian suite of the same archive
 #   kernel.sh --suite bullseye 5.10.0-32-amd64
+#   kernel.sh --suite bullseye --headers 5.10.0-32-amd64    its headers: DIR/lib/modules/VERSION/{build,source}
 #
 # Prints the directory: DIR/boot/vmlinuz-VERSION, DIR/lib/modules/VERSION; VERSION is DIR's last part.
 # What was fetched once is found again without network and without apt.
@@ -12,17 +13,30 @@ set -euo pipefail
 
 say() { printf 'kernel.sh: %s\n' "$*" >&2; }
 die() { say "$@"; exit 1; }
+# What no package that could be installed here would change.
+unobtainable() { say "$@"; exit 3; }
 
 suite=
 if [[ ${1:-} == --suite ]]; then
     suite=${2:?--suite needs the name of a Debian suite, for example bullseye}
     shift 2
 fi
-version=${1:-${FABRICTAP_KERNEL:-}}
+headers=
+if [[ ${1:-} == --headers ]]; then
+    headers=${2:?--headers needs the version of a kernel}
+    shift
+fi
+version=${1:-}
+[[ $version || $suite ]] || version=${FABRICTAP_KERNEL:-}
 cache=${FABRICTAP_CACHE:-${XDG_CACHE_HOME:-$HOME/.cache}/fabrictap}
 store=$cache/kernel
 # Which version "the default" was when it was last looked up, so that a machine without network starts too.
 default=$store/default${suite:+-$suite}
+
+if [[ $headers && -d $store/headers-$version ]]; then
+    printf '%s\n' "$store/headers-$version"
+    exit 0
+fi
 
 complete() { [[ -s $store/$1/boot/vmlinuz-$1 && -s $store/$1/lib/modules/$1/modules.dep ]]; }
 
@@ -32,7 +46,7 @@ found() {
 }
 
 [[ -z $version && -s $default ]] && version=$(<"$default")
-[[ -n $version ]] && complete "$version" && found "$version"
+[[ -n $version && ! $headers ]] && complete "$version" && found "$version"
 
 for tool in apt-get apt-cache dpkg-deb; do
     command -v "$tool" >/dev/null || die "$tool not found: this needs Debian or Ubuntu;" \
@@ -45,22 +59,26 @@ command -v depmod >/dev/null || die "depmod not found: apt-get install kmod"
 mkdir -p "$store"
 exec 9>"$store/.lock"
 flock 9 # two test runs at once: the second waits and finds the first one's result
-[[ -n $version ]] && complete "$version" && found "$version"
+[[ -n $version && ! $headers ]] && complete "$version" && found "$version"
 
 # apt's own download user cannot write into a private cache directory.
 options=(-o "APT::Sandbox::User=$(id -un)")
 if [[ -n $suite ]]; then
     # A private package index: the system's own sources stay as they are.
     uri=$(apt-get indextargets --format '$(REPO_URI)' 'Created-By: Packages' 'Origin: Debian' | grep -v security | head -n 1)
-    [[ -n $uri ]] || die "no Debian archive among the apt sources, cannot look for suite $suite"
+    [[ -n $uri ]] || unobtainable "no Debian archive among the apt sources, cannot look for suite $suite"
     lists=$store/.apt-$suite
     mkdir -p "$lists/lists/partial" "$lists/empty"
     printf 'deb [signed-by=/usr/share/keyrings/debian-archive-keyring.gpg] %s %s main\n' "$uri" "$suite" >"$lists/sources.list"
-    options+=(-o "Dir::Etc::sourcelist=$lists/sources.list" -o "Dir::Etc::sourceparts=$lists/empty"
+    options+=(-o "Acquire::Languages=none" -o "Dir::Etc::sourcelist=$lists/sources.list" -o "Dir::Etc::sourceparts=$lists/empty"
         -o "Dir::State::lists=$lists/lists" -o "Dir::Cache::pkgcache=" -o "Dir::Cache::srcpkgcache="
         -o "APT::Default-Release=" -o "Dir::Etc::preferencesparts=$lists/empty")
     say "reading the package index of $suite"
-    apt-get "${options[@]}" -qq update >&2 || die "apt-get update for suite $suite failed"
+    said=$(apt-get "${options[@]}" -qq update 2>&1) || {
+        printf '%s\n' "$said" >&2
+        [[ $said != *"does not have a Release file"* ]] || unobtainable "the archive has no suite $suite any more"
+        die "apt-get update for suite $suite failed"
+    }
 fi
 
 architecture=$(dpkg --print-architecture)
@@ -90,6 +108,21 @@ work=$(mktemp -d "$store/.unpack-XXXXXX")
 trap 'rm -rf "$work"' EXIT
 mkdir "$work/deb" "$work/tree"
 packages=("linux-image-$version")
+if [[ $headers ]]; then
+    packages=("linux-headers-$version" "linux-headers-${version%-*}-common")
+    say "fetching ${packages[*]}"
+    (cd "$work/deb" && apt-get "${options[@]}" -qq download "${packages[@]}" >&2) ||
+        die "apt-get download ${packages[*]} failed: no network, or an old package index"
+    for package in "$work"/deb/*.deb; do dpkg-deb -x "$package" "$work/tree"; done
+    # Where Debian has them apart: the generated ones and those of all architectures.
+    mkdir -p "$work/tree/lib/modules/$version"
+    ln -sfn "../../../usr/src/linux-headers-$version" "$work/tree/lib/modules/$version/build"
+    ln -sfn "../../../usr/src/linux-headers-${version%-*}-common" "$work/tree/lib/modules/$version/source"
+    chmod -R u+rwX,go+rX "$work/tree"
+    mv "$work/tree" "$store/headers-$version"
+    printf '%s\n' "$store/headers-$version"
+    exit 0
+fi
 for extra in "linux-modules-$version" "linux-modules-extra-$version"; do # Ubuntu; rdma_rxe is in the last
     if apt-cache "${options[@]}" show "$extra" >/dev/null 2>&1; then packages+=("$extra"); fi
 done
@@ -111,5 +144,5 @@ chmod -R u+rwX,go+rX "$work/tree"
 
 rm -rf "${store:?}/$version"
 mv "$work/tree" "$store/$version"
-[[ ${1:-${FABRICTAP_KERNEL:-}} ]] || printf '%s\n' "$version" >"$default"
+[[ ${1:-} || (! $suite && ${FABRICTAP_KERNEL:-}) ]] || printf '%s\n' "$version" >"$default"
 found "$version"

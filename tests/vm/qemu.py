@@ -14,6 +14,8 @@ from vm.initramfs import MissingError
 
 HERE = Path(__file__).resolve().parent
 PROGRAM = "qemu-system-x86_64"
+#: How kernel.sh ends when nothing that could be installed here would help.
+NOT_IN_ARCHIVE = 3
 
 # The guest is a test fixture: no time for mitigations and audit, and an oops is an end, not a line in a log.
 COMMAND_LINE = (
@@ -121,17 +123,23 @@ class Qemu:
             self.channel = None
 
 
-def find_kernel(wanted: str | Path | None = None) -> Path:
+class UnobtainableError(MissingError):
+    """Nothing that can be installed here helps: the archive does not have it, or it is another one."""
+
+
+def find_kernel(wanted: str | Path | None = None, *, suite: str | None = None) -> Path:
     """The directory of an unpacked kernel: a path, a version, or None for this distribution's.
 
-    Fetches what is not there yet.
+    With ``suite``, the one of this Debian release. Fetches what is not there yet.
     """
     if isinstance(wanted, Path):
         if not (wanted / "boot" / f"vmlinuz-{wanted.name}").exists():
             raise MissingError(f"no boot/vmlinuz-{wanted.name} in {wanted}: make one with tests/vm/kernel.sh")
         return wanted
-    argv = [str(HERE / "kernel.sh"), *([wanted] if wanted else [])]
+    argv = [str(HERE / "kernel.sh"), *(["--suite", suite] if suite else []), *([wanted] if wanted else [])]
     done = subprocess.run(argv, capture_output=True, text=True, check=False)
+    if done.returncode == NOT_IN_ARCHIVE:
+        raise UnobtainableError(done.stderr.strip())
     if done.returncode != 0:
         raise MissingError(f"no kernel for the VM:\n{done.stderr.strip()}")
     return Path(done.stdout.strip())

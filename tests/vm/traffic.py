@@ -71,9 +71,14 @@ def perftest(
     return Traffic(server_result, client_result, server.process.pid, client.pid)
 
 
+def unused_port() -> int:
+    """A TCP port for one run in the guest."""
+    return next(_ports)
+
+
 def listen(machine: Machine, tool: str, *args: str, device: str = "rxe0", timeout: float = 30) -> Server:
     """Start the server end and wait until it listens."""
-    port = next(_ports)
+    port = unused_port()
     process = machine.start(command(machine, tool, args, device, port, server=None))
     # A listening TCP socket (state 0A), or with rdma_cm a listening CM id; or the server has ended.
     found = f"rdma resource show cm_id | grep -q 'LISTEN.*:{port} '"

@@ -85,9 +85,9 @@ def _kernel(node: Node) -> Iterator[Finding]:
     elif node.mode(f"{node.sys}/kernel/btf/vmlinux") is None:
         yield Finding(
             Severity.MEDIUM,
-            "the kernel has no type information (BTF): connections are known from netlink only, posts of "
-            "them all",
-            "a kernel with CONFIG_DEBUG_INFO_BTF",
+            "the kernel has no type information (BTF): without its headers and bcc's library connections are "
+            "known from netlink only, posts of them all",
+            "a kernel with CONFIG_DEBUG_INFO_BTF, or its headers and libbpfcc",
         )
     elif node.mode(f"{node.sys}/kernel/btf/ib_core") is None and node.rdma_devices.names:
         yield Finding(

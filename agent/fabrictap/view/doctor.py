@@ -21,7 +21,7 @@ from fabrictap.sources.kubelet import podresources
 from fabrictap.sources.kubelet.source import Kubelet
 from fabrictap.sources.verbs import providers
 from fabrictap.version import VERSION
-from fabrictap.view import budget, dcgm, gpus
+from fabrictap.view import budget, dcgm, gpus, headers
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,6 +78,14 @@ def examine(config: Config, *, quick: bool = False) -> Iterator[Check]:
     """All checks. ``quick`` leaves out what opens devices or the network."""
     yield _kernel()
     yield _btf()
+    if (found := headers.look(config.sources.verbs)) is not None:
+        yield Check(
+            "kernel headers",
+            "missing" if found.missing else "ok",
+            found.missing or found.found,
+            found.cost,
+            found.fix,
+        )
     yield from _capabilities()
     yield from _devices(config)
     if not quick:

@@ -19,7 +19,7 @@ from dashboards_as_code.panels import (
     states,
     timeseries,
 )
-from dashboards_as_code.promql import NODE, P, of, quantile, rate
+from dashboards_as_code.promql import NODE, P, grown, of, quantile, rate
 from dashboards_as_code.tables import Column, table
 from fabrictap import catalog
 
@@ -35,6 +35,7 @@ def build() -> Json:
         [
             row("Now", *_now()),
             row("Sources and probes", *_sources()),
+            row("Budget of probes", *_budget()),
             row("Losses", *_losses()),
             row("Exports", *_exports()),
             row("Cost", *_cost()),
@@ -138,6 +139,39 @@ def _sources() -> list[Json]:
                 Column("Value", "GPUs", NUMBER),
             ],
             size=(8, 9),
+        ),
+    ]
+
+
+def _budget() -> list[Json]:
+    return [
+        timeseries(
+            "Taken from processes by probes",
+            about(catalog.PROBE_COST, says="In cores, of all processes of a node together."),
+            Query(f"sum by ({NODE}) ({rate(P.PROBE_COST)})", _NODE),
+            unit=SHARE,
+            size=(8, 8),
+        ),
+        timeseries(
+            "Processes by how their posts are counted",
+            about(catalog.BUDGET_PROCESSES, says=f"{catalog.BUDGET_STATE.meaning}."),
+            Query(
+                f"sum by ({NODE}, fabrictap_budget_state) ({of(P.BUDGET_PROCESSES)})",
+                f"{_NODE} {{{{fabrictap_budget_state}}}}",
+            ),
+            unit=NUMBER,
+            size=(8, 8),
+        ),
+        timeseries(
+            "Decisions",
+            about(catalog.BUDGET_DECISIONS, says=f"{catalog.BUDGET_DECISION.meaning}."),
+            Query(
+                f"sum by ({NODE}, fabrictap_budget_decision) ({grown(P.BUDGET_DECISIONS)})",
+                f"{_NODE} {{{{fabrictap_budget_decision}}}}",
+            ),
+            unit=NUMBER,
+            bars=True,
+            size=(8, 8),
         ),
     ]
 

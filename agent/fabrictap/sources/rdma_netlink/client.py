@@ -1,7 +1,7 @@
 """A client of the kernel's RDMA netlink: what RDMA objects exist right now.
 
-Only dumps are used, which need no capability; without CAP_NET_ADMIN the kernel leaves the memory keys
-out. The number of entries, the bytes and the time of a dump are bounded.
+:class:`Client` uses dumps only, which need no capability; without CAP_NET_ADMIN the kernel leaves the memory
+keys out. The number of entries, the bytes and the time of a dump are bounded.
 """
 
 from __future__ import annotations
@@ -59,6 +59,7 @@ _GET_CONTEXTS = 22  # since Linux 5.14
 
 # include/uapi/linux/netlink.h
 _NLM_F_REQUEST = 0x1
+_NLM_F_ACK = 0x4
 _NLM_F_DUMP = 0x300
 _NLM_F_DUMP_INTR = 0x10
 
@@ -117,6 +118,14 @@ class Client:
     def contexts(self, device: int) -> Listing[Owner]:
         return self._resources(device, _GET_CONTEXTS, RES_CTX, RES_CTX_ENTRY, parse_owner)
 
+    def ask(self, command: int, request: bytes) -> list[bytes]:
+        """One command that is no dump: the payloads of its answers, until the kernel acknowledges it."""
+        try:
+            return self._exchange(command, request, _NLM_F_REQUEST | _NLM_F_ACK)[0]
+        except BaseException:
+            self.close()
+            raise
+
     def close(self) -> None:
         if self._socket is not None:
             self._socket.close()
@@ -144,7 +153,9 @@ class Client:
         """The payloads of a dump that the kernel calls consistent, and whether they are all of them."""
         try:
             for _ in range(_ATTEMPTS):
-                payloads, complete, interrupted = self._dump_once(command, request)
+                payloads, complete, interrupted = self._exchange(
+                    command, request, _NLM_F_REQUEST | _NLM_F_DUMP
+                )
                 if not interrupted:
                     return payloads, complete
         except BaseException:
@@ -153,7 +164,8 @@ class Client:
             raise
         raise OSError(errno.EAGAIN, f"RDMA netlink dump {command} changed under way {_ATTEMPTS} times")
 
-    def _dump_once(self, command: int, request: bytes) -> tuple[list[bytes], bool, bool]:
+    def _exchange(self, command: int, request: bytes, flags: int) -> tuple[list[bytes], bool, bool]:
+        """Payloads, whether they are all of them, and whether the kernel calls them inconsistent."""
         if self._socket is None:
             self._socket = socket.socket(
                 socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, NETLINK_RDMA
@@ -166,7 +178,7 @@ class Client:
         deadline = time.monotonic() + self.timeout
         connection.settimeout(self.timeout)
         length = HEADER.size + len(request)
-        header = HEADER.pack(length, kind, _NLM_F_REQUEST | _NLM_F_DUMP, self._sequence, port_id)
+        header = HEADER.pack(length, kind, flags, self._sequence, port_id)
         connection.send(header + request)
         payloads: list[bytes] = []
         room = MAX_BYTES
@@ -178,8 +190,8 @@ class Client:
                     errno.ETIMEDOUT, f"RDMA netlink dump {command} took over {self.timeout:g} s"
                 )
             connection.settimeout(left)
-            data, _, flags, sender = connection.recvmsg(_BUFFER)
-            if flags & socket.MSG_TRUNC:
+            data, _, received, sender = connection.recvmsg(_BUFFER)
+            if received & socket.MSG_TRUNC:
                 raise MalformedError("longer than a dump may be")
             # any process may send to our port; only the kernel is port 0
             if sender[0] != 0:

@@ -19,7 +19,7 @@ from fabrictap.sources.rdma_netlink.messages import MemoryRegion as ListedRegion
 from fabrictap.sources.rdma_netlink.presence import Presence
 
 #: enum ib_qp_type; 0 and 1, the management interfaces, are the kernel's own and left out.
-_TYPES = {2: "rc", 3: "uc", 4: "ud", 8: "raw_packet", 9: "xrc_ini", 10: "xrc_tgt", 0xFF: "driver"}
+QP_TYPE_NAMES = {2: "rc", 3: "uc", 4: "ud", 8: "raw_packet", 9: "xrc_ini", 10: "xrc_tgt", 0xFF: "driver"}
 _MANAGEMENT = frozenset({0, 1})
 #: enum ib_qp_state.
 _STATES = ("reset", "init", "rtr", "rts", "sqd", "sqe", "err")
@@ -156,7 +156,7 @@ class Reconciler:
         connection = Connection(
             dump.name,
             pair.qpn,
-            _TYPES.get(pair.type, "unknown"),
+            QP_TYPE_NAMES.get(pair.type, "unknown"),
             _state(pair),
             pid,
             name,

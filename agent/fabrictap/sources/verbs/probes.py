@@ -7,7 +7,6 @@ import os
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Protocol
 
 from fabrictap.ext.bpf import BpfError, KernelTypes, Link, Object, RingBuffer, has_bpf_loop, possible_cpus
 from fabrictap.ext.completions import WORK_SIZE
@@ -16,6 +15,7 @@ from fabrictap.ext.records import LOSSES, POST_KEY_SIZE, POST_SIZE, RECORD_SIZE,
 from fabrictap.sources.verbs import returns as return_probes
 from fabrictap.sources.verbs.budget import WINDOW_SECONDS
 from fabrictap.sources.verbs.detach import Detaching
+from fabrictap.sources.verbs.kernel_types import HeaderTypes, TypesUnavailable
 from fabrictap.sources.verbs.providers import DATA_PATH, EXPORTED, EXTENDED, WINDOWED, Place, entry
 
 _log = logging.getLogger(__name__)
@@ -61,13 +61,6 @@ class Kind:
         return [(name, False)] if name not in WINDOWED else []
 
 
-class Programs(Protocol):
-    """Which programs of an object stand for a function of a library."""
-
-    def programs(self, name: str) -> list[tuple[str, bool]]:
-        """(program, on return) of what is attached to the function ``name``."""
-
-
 @dataclass
 class Probes:
     """A loaded object. ``attached``: program -> attachments; ``refused``: program -> reason."""
@@ -75,7 +68,7 @@ class Probes:
     object: Object
     method: str
     records: RingBuffer
-    kind: Programs = field(default_factory=Kind)
+    kind: Kind = field(default_factory=Kind)
     #: Attach for this process only; 0: as the caller says.
     pid: int = 0
     attached: dict[str, int] = field(default_factory=dict)
@@ -101,15 +94,21 @@ def module_loaded(module: str) -> bool:
     return Path("/sys/module", module).exists()
 
 
-def load_control(level: str, event_buffer: int) -> Probes:
-    """Load and attach the control path. ``level`` is one of LEVELS or auto. Raises ProbesUnavailable."""
+def load_control(level: str, event_buffer: int, types: HeaderTypes | None = None) -> Probes:
+    """Load and attach the control path. ``level`` is one of LEVELS or auto. Raises ProbesUnavailable.
+
+    With ``types`` the kernel's structures are as these say, not as the kernel itself does.
+    """
     if not module_loaded("ib_core"):
         raise ProbesUnavailable("ib_core is not loaded: no RDMA driver on this node")
     reasons = []
     for candidate in LEVELS if level == "auto" else (level,):
         try:
-            probes = _syscalls(event_buffer) if candidate == "syscall" else _hooks(candidate, event_buffer)
-        except BpfError as error:
+            if candidate == "syscall":
+                probes = _syscalls(event_buffer, types)
+            else:
+                probes = _hooks(candidate, event_buffer, types)
+        except (BpfError, TypesUnavailable) as error:
             reasons.append(f"{candidate}: {error}")
             continue
         if all(name in probes.attached for name in _ESSENTIAL[candidate]):
@@ -121,9 +120,13 @@ def load_control(level: str, event_buffer: int) -> Probes:
     raise ProbesUnavailable("; ".join(reasons))
 
 
-def _hooks(level: str, event_buffer: int) -> Probes:
-    """The functions of ib_core and ib_uverbs; needs the type information of these modules."""
-    functions = [KernelTypes(module) for module in ("ib_core", "ib_uverbs") if module_loaded(module)]
+def _hooks(level: str, event_buffer: int, own: HeaderTypes | None) -> Probes:
+    """The functions of ib_core and ib_uverbs; needs the types of these modules, or their headers."""
+    if own is not None and level == "fexit":
+        raise TypesUnavailable("the kernel itself must have the types of the functions' arguments")
+    functions: list[KernelTypes | HeaderTypes] = [own] if own is not None else []
+    if own is None:
+        functions += [KernelTypes(module) for module in ("ib_core", "ib_uverbs") if module_loaded(module)]
     wanted = {}
     missing = {}
     for name, section in Object(str(_OBJECTS / "verbs_control.bpf.o")).programs().items():
@@ -133,21 +136,21 @@ def _hooks(level: str, event_buffer: int) -> Probes:
                 wanted[name] = section
             else:
                 missing[name] = f"the kernel has no function {function}"
-    probes = _load("verbs_control", wanted, level, event_buffer, agent_tgid=os.getpid())
+    probes = _load("verbs_control", wanted, level, event_buffer, types=own, agent_tgid=os.getpid())
     probes.refused.update(missing)
     _attach_all(probes, wanted)
     return probes
 
 
-def _syscalls(event_buffer: int) -> Probes:
-    """The system calls of verbs; needs the type information of the kernel proper."""
+def _syscalls(event_buffer: int, types: HeaderTypes | None) -> Probes:
+    """The system calls of verbs; needs the type information of the kernel proper, or its headers."""
     wanted = Object(str(_OBJECTS / "verbs_syscall.bpf.o")).programs()
-    probes = _load("verbs_syscall", wanted, "tracepoint", event_buffer)
+    probes = _load("verbs_syscall", wanted, "tracepoint", event_buffer, types=types)
     _attach_all(probes, wanted)
     return probes
 
 
-def load_connection_manager(event_buffer: int, events: KeyedFold) -> Probes:
+def load_connection_manager(event_buffer: int, events: KeyedFold, types: HeaderTypes | None = None) -> Probes:
     """Load and attach the tracepoints of rdma_cm; records go to ``events``. Raises ProbesUnavailable."""
     wanted = {
         name: section
@@ -155,10 +158,14 @@ def load_connection_manager(event_buffer: int, events: KeyedFold) -> Probes:
         if name.startswith("tracepoint_")
     }
     try:
-        if not KernelTypes("rdma_cm").has_struct("trace_event_raw_cm_event_handler"):
+        if types is None:
+            known = KernelTypes("rdma_cm").has_struct("trace_event_raw_cm_event_handler")
+        else:
+            known = types.has_event("cm_event_handler")
+        if not known:
             raise ProbesUnavailable("rdma_cm of this kernel has no tracepoints")
-        probes = _load("verbs_control", wanted, "tracepoint", event_buffer, into=events)
-    except BpfError as error:
+        probes = _load("verbs_control", wanted, "tracepoint", event_buffer, into=events, types=types)
+    except (BpfError, TypesUnavailable) as error:
         raise ProbesUnavailable(str(error)) from None
     _attach_all(probes, wanted)
     return probes
@@ -205,7 +212,7 @@ def returns_safe() -> bool:
     return return_probes.safe(str(_OBJECTS / "verbs_data.bpf.o"))
 
 
-def load_work(kind: Programs, functions: Iterable[str], event_buffer: int, *, pid: int = 0) -> Probes:
+def load_work(kind: Kind, functions: Iterable[str], event_buffer: int, *, pid: int = 0) -> Probes:
     """Load the probes of single requests and completions; nothing is attached yet. Raises ProbesUnavailable.
 
     With ``pid`` they are for that process only, and tell of requests without completions too.
@@ -334,13 +341,15 @@ def _load(
     configure: Callable[[Object], None] | None = None,
     into: KeyedFold | None = None,
     record_size: int = RECORD_SIZE,
+    types: HeaderTypes | None = None,
     **constants: int,
 ) -> Probes:
     """Load an object with the ``wanted`` programs; one that the kernel refuses is left out."""
     programs = set(wanted)
     refused: dict[str, str] = {}
     while True:
-        loading = Object(str(_OBJECTS / f"{name}.bpf.o"))
+        path = _OBJECTS / f"{name}.bpf.o"
+        loading = Object(str(path), None if types is None else types.file(path))
         for program in loading.programs():
             loading.autoload(program, program in programs)
         loading.resize("records", event_buffer)

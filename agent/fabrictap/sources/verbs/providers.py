@@ -93,6 +93,8 @@ def discover(timeout: float = 20.0) -> Report:
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
+            # -m looks for modules where the process is first: not in a directory that somebody else may fill.
+            cwd="/",
             start_new_session=True,
         )
     except OSError as error:

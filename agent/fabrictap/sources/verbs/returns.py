@@ -71,6 +71,7 @@ def _try(objects: str) -> str | None:
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=subprocess.DEVNULL,
+        cwd="/",  # -m looks for modules where the process is first
     )
     link = None
     try:

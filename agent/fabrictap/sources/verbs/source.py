@@ -39,7 +39,7 @@ from fabrictap.ledger.processes import read as read_process
 from fabrictap.ledger.workloads.selector import matches
 from fabrictap.series import AttributeValue, SeriesTable
 from fabrictap.sources import SourceUnavailable
-from fabrictap.sources.verbs import providers
+from fabrictap.sources.verbs import kernel_types, providers
 from fabrictap.sources.verbs.attach import Attachments
 from fabrictap.sources.verbs.budget import Limits, Mode, first_quota
 from fabrictap.sources.verbs.completions import CompletionFold
@@ -112,6 +112,7 @@ class Verbs:
         self._control: Probes | None = None
         self._connection_manager: Probes | None = None
         self._data: Probes | None = None
+        self._types: kernel_types.HeaderTypes | None = None
         self._uverbs = Uverbs(self.errors)
         self._posts = Posts(series.ring, MAX_POST_KEYS)
         self._control_fold = ControlFold(series, ledger)
@@ -167,8 +168,9 @@ class Verbs:
                 self._trouble("data path", f"{error}: posts are not counted")
         if self._config.control != "off":
             try:
-                self._control = load_control(self._config.control, self._config.event_buffer)
-            except ProbesUnavailable as error:
+                self._types = kernel_types.choose(self._config.loader, self._config.kernel_headers)
+                self._control = load_control(self._config.control, self._config.event_buffer, self._types)
+            except (ProbesUnavailable, kernel_types.TypesUnavailable) as error:
                 self._trouble("control path", f"{error}: connections are known from netlink only")
         if self._control is None and self._data is None:
             reasons = "; ".join(self.problems.values()) or "both paths are off in the configuration"
@@ -237,7 +239,9 @@ class Verbs:
         for probes in (self._control, self._connection_manager, self._data):
             if probes is not None:
                 probes.close()
-        self._control = self._connection_manager = self._data = None
+        if self._types is not None:
+            self._types.close()
+        self._control = self._connection_manager = self._data = self._types = None
         self._post_map = self._contexts = None
         # What comes next is loaded, attached and counted from the beginning.
         self._posts = Posts(self._series.ring, MAX_POST_KEYS)
@@ -273,7 +277,7 @@ class Verbs:
         if wanted and self._connection_manager is None and module_loaded("rdma_cm"):
             try:
                 self._connection_manager = load_connection_manager(
-                    self._config.event_buffer, self._connection_manager_fold.events
+                    self._config.event_buffer, self._connection_manager_fold.events, self._types
                 )
             except ProbesUnavailable as error:
                 self._trouble("connection manager", str(error))

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 from fabrictap.ext.completions import Completions
 from fabrictap.ext.records import sum_per_cpu
-from fabrictap.sources.verbs.probes import Probes, ProbesUnavailable, load_work, returns_safe
+from fabrictap.sources.verbs.probes import Kind, Probes, ProbesUnavailable, load_work, returns_safe
 from fabrictap.sources.verbs.providers import DATA_PATH, EXTENDED, WINDOWED
 
 _WITH_RETURN = frozenset(("post_send", "wr_complete", "poll_cq"))
@@ -22,8 +22,8 @@ _MISSING = ("buffer_full", "chain_too_long", "memory_fault", "table_full")
 
 
 @dataclass(frozen=True, slots=True)
-class WorkPrograms:
-    """Implements :class:`fabrictap.sources.verbs.probes.Programs`. ``receives``: posted receives too."""
+class WorkPrograms(Kind):
+    """Those of verbs_work.bpf.c, which are the same on all kernels. ``receives``: posted receives too."""
 
     receives: bool = False
 
@@ -49,7 +49,7 @@ def open_probes(
             "(mended in Linux 6.14)"
         )
     return load_work(
-        WorkPrograms(receives), (*DATA_PATH, *EXTENDED, *sorted(WINDOWED)), event_buffer, pid=pid
+        WorkPrograms(receives=receives), (*DATA_PATH, *EXTENDED, *sorted(WINDOWED)), event_buffer, pid=pid
     )
 
 

@@ -41,7 +41,7 @@ class Watched:
         self._probes = load_data(1 << 20, 1 << 16, subtract=False, quota=10_000)
         self._attachments = Attachments(self._probes, self._errors)
         self.duty = Duty(self._probes, self._attachments, Limits(), "budget", self._errors)
-        places = {name: (double.place(name).offset,) for name in FUNCTIONS}
+        places: dict[str, tuple[int, ...]] = {name: (double.place(name).offset,) for name in FUNCTIONS}
         descriptor = os.open(double.library, os.O_RDONLY | os.O_CLOEXEC)
         made = self._attachments.add(descriptor, str(double.library), places, kept=True)
         assert made is not None
@@ -60,6 +60,10 @@ class Watched:
         met_ns = self.duty.figures()[application.pid].met_ns
         now_ns = time.time_ns()
         return 1 - self._attachments.missed.until(application.pid, now_ns) / (now_ns - met_ns)
+
+    def cost(self, application: Application) -> float:
+        """CPU seconds that its probes took from it."""
+        return self.duty.figures()[application.pid].cost
 
     def close(self) -> None:
         self.duty.close()
@@ -93,14 +97,18 @@ def _throughput(one: Double, other: Double) -> list[Result]:
         with _started(one) as probed, _started(other) as bare:
             watched.use(probed)
 
+            spent = {probed: 0.0, bare: 0.0}
+
             def rate(application: Application) -> float:
                 answer = application.tell("work", TURN_MS, SPINS)
+                spent[application] += answer["cpu"] * 1e-9
                 return float(answer["posts"] / (answer["cpu"] * 1e-9))
 
             alternate(1, lambda: rate(bare))
             rates: list[tuple[float, float]] = [(rate(probed), rate(bare)) for _ in range(TURNS)]
             kept = median(ours / peer for ours, peer in rates)
             seen = watched.seen(probed)
+            charged = watched.cost(probed) / spent[probed]
     finally:
         watched.close()
     return [
@@ -109,6 +117,7 @@ def _throughput(one: Double, other: Double) -> list[Result]:
             "post under the budget, CPU time", "ns", 1e9 / median(r for r, _ in rates),
             1e9 / median(r for _, r in rates), "no uprobe", 1 / LEAST_KEPT,
         ),
+        limit("CPU time charged under the budget", "%", 100 * charged, 100 * Limits().process),
         note("throughput kept under the budget", "%", 100 * kept, "median of pairs"),
         note("posts a second meant by that", "M/s", median(r for _, r in rates) * 1e-6, "no uprobe"),
         note("of the time in which it was counted", "%", 100 * seen, ""),

@@ -152,6 +152,22 @@ def test_neighbours_of_a_shared_library_are_counted_on(budget, double, applicati
         application.tell("finish")
 
 
+def test_where_probes_are_for_one_thread_nobody_is_counted_anew(budget, double, application):
+    """As on some kernels: what only seemed to be counted would be worse than nothing."""
+    assert budget.duty.cost.by_process
+    budget.attachments.by_process = False
+    with Application(double.driver) as other:
+        for one in (application, other):
+            ready(one)
+            budget.use(one)
+        application.tell("work", 300, SPINS)
+        until(lambda: not budget.counted(application))
+        until(lambda: budget.errors.get("uprobe_of_one_thread", 0) >= len(("the other", "itself")))
+        assert not any(probed.attachments for probed in budget.file.places.values())
+        now_ns = time.time_ns()
+        assert all(budget.attachments.missed.until(one.pid, now_ns) for one in (application, other))
+
+
 @pytest.mark.parametrize("mode", ["off", "full"])
 def test_workloads_that_are_off_or_full_are_left_alone_by_the_budget(budget, application, mode):
     ready(application)

@@ -107,6 +107,8 @@ class Attachments:
         #: Files of which each user is to get probes of his own as soon as those for all have gone.
         self._dividing: list[tuple[File, Detaching]] = []
         self.missed = Missed()
+        #: Whether this kernel's probes for one process are for all its threads (:mod:`calibration`).
+        self.by_process = True
         self.refused = refused
         self.attached = 0
         self.detached = 0
@@ -291,6 +293,9 @@ class Attachments:
     def _attach_for(self, file: File, pid: int) -> bool:
         """Attach for one user of a divided file, or for the one that a file is attached for alone."""
         if pid in self._paused:
+            return False
+        if not self.by_process:
+            self._refuse("uprobe_of_one_thread")
             return False
         if pid in self._attached(file):
             return True

@@ -70,6 +70,7 @@ class Duty:
             raise TypeError("these are not the probes that count posts")
         self._kind = probes.kind
         self.cost = calibration.measure(self._kind)
+        attachments.by_process = self.cost.by_process
         self._say_cost()
         now = time.monotonic()
         self._next_look, self._next_sweep = now + _LOOK_SECONDS, now + _SWEEP_SECONDS
@@ -298,6 +299,11 @@ class Duty:
                 "a post that is counted costs %.0f ns here, %.0f where the kernel single-steps",
                 self.cost.emulated,
                 self.cost.stepped,
+            )
+        if not self.cost.by_process:
+            _log.warning(
+                "this kernel's probes for one process are for one thread only (mended in Linux 6.10): who "
+                "exceeds the budget is not counted again, nor are its neighbours"
             )
 
 

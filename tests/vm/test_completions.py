@@ -26,6 +26,8 @@ REM_ACCESS_ERR, RETRY_EXC_ERR, RNR_RETRY_EXC_ERR, WR_FLUSH_ERR = 10, 12, 13, 5
 #: enum ibv_wc_opcode -> rdma.operation, as far as the completer has them.
 OPERATIONS = {"0": "send", "1": "rdma_write", "2": "rdma_read", "128": "recv"}
 WINDOW_SECONDS = 25
+#: Each trace takes a while to begin on an emulated CPU.
+pytestmark = pytest.mark.timeout(900)
 
 
 class Completer:
@@ -96,7 +98,6 @@ class Seen:
     happenings: list[dict[str, Any]]
     summary: dict[str, Any]
     of_connection: list[dict[str, Any]]
-    sent: dict[str, Any]
     written: dict[str, Any]
     write_server_pid: int
 
@@ -138,14 +139,11 @@ def seen(machine: Machine) -> Seen:
     of_connection, _ = connection.interrupt(machine)
     completer.process.kill()
 
-    tools = {}
-    for tool, arguments in (("ib_send_bw", ()), ("ib_write_bw", ("-b",))):
-        server = traffic.listen(machine, tool, "-n", "200", "-s", "4096", *arguments)
-        watching = Trace(machine, "--pid", server.process.pid)
-        server.connect(machine, "rxe1").wait(60).check()
-        server.process.wait(60).check()
-        tools[tool] = (watching.end()[1], server.process.pid)
-    (sent, _), (written, write_server_pid) = tools["ib_send_bw"], tools["ib_write_bw"]
+    server = traffic.listen(machine, "ib_write_bw", "-n", "200", "-s", "4096", "-b")
+    watching = Trace(machine, "--pid", server.process.pid)
+    server.connect(machine, "rxe1").wait(60).check()
+    server.process.wait(60).check()
+    _, written = watching.end()
     agent.exports()
     twice = {
         "completed": {key: count - in_window["completed"][key] for key, count in truth["completed"].items()},
@@ -153,8 +151,8 @@ def seen(machine: Machine) -> Seen:
         "received": truth["received"] - in_window["received"],
     }
     return Seen(
-        agent.stop(), in_window, pid, twice, happenings, summary, of_connection, sent, written,
-        write_server_pid,
+        agent.stop(), in_window, pid, twice, happenings, summary, of_connection, written,
+        server.process.pid,
     )  # fmt: skip
 
 
@@ -242,11 +240,6 @@ def test_a_window_has_the_same(seen: Seen) -> None:
     (observed,) = seen.exported.find("fabrictap.completion.observed.time")
     assert WINDOW_SECONDS <= observed.value < WINDOW_SECONDS + 20
     assert seen.exported.total("fabrictap.completion.lost") == 0
-
-
-def test_what_perftest_received_is_in_its_trace(seen: Seen) -> None:
-    (received,) = [one for one in seen.sent["completed"] if one["operation"] == "recv"]
-    assert (received["count"], received["bytes"], seen.sent["lost"]) == (200, 200 * 4096, 0)
 
 
 def test_of_what_perftest_wrote_all_that_is_signaled_has_a_latency(seen: Seen) -> None:

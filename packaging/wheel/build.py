@@ -38,6 +38,8 @@ from building import (
 FLAGS = {
     "CFLAGS": "-O2 -g0 -DNDEBUG -fwrapv -fPIC -Wall -fstack-protector-strong -D_FORTIFY_SOURCE=2",
     "LDFLAGS": "-Wl,-z,relro,-z,now",
+    # pyenv's has a search path into the builder's home.
+    "LDSHARED": "cc -shared",
 }
 
 

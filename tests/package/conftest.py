@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import os
+import shutil
 import subprocess
 import sys
+import tarfile
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -84,3 +88,39 @@ def installed(root: Root, deb: Path) -> Root:
         # That a node lacks something is no mistake of its installation.
         assert done.rc in ((0, 1) if "doctor" in line else (0,)), f"{line}\n{done.stdout}{done.stderr}"
     return root
+
+
+@pytest.fixture(scope="module")
+def archive(dist: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The image as an OCI archive."""
+    require("buildah", shutil.which("buildah") is not None, "apt-get install buildah")
+    require("root", os.geteuid() == 0, "the base image is made as root")
+    made = dist / f"fabrictap_{VERSION}_oci.tar"
+    if not made.exists():
+        (deb,) = dist.glob(f"fabrictap_{VERSION}_*.deb")
+        (made,) = build("container/build.py", "--deb", deb, "--output", tmp_path_factory.mktemp("image"))
+    return made
+
+
+@pytest.fixture(scope="module")
+def unpacked(archive: Path) -> Iterator[Path]:
+    """A directory with ``config.json``, the image's configuration, and ``tree``, its only layer.
+
+    In the checkout, which the VM sees, read-only and, unlike what both sides share, kept in its memory.
+    """
+    (REPOSITORY / "build").mkdir(exist_ok=True)
+    directory = Path(tempfile.mkdtemp(prefix="image-", dir=REPOSITORY / "build"))
+    with tarfile.open(archive) as outer:
+        outer.extractall(directory / "oci")
+    index = json.loads((directory / "oci" / "index.json").read_text())
+    manifest = json.loads(blob(directory, index["manifests"][0]["digest"]).read_text())
+    (layer,) = manifest["layers"]
+    (directory / "config.json").write_text(blob(directory, manifest["config"]["digest"]).read_text())
+    (directory / "tree").mkdir()
+    subprocess.run(["tar", "-C", directory / "tree", "-xpf", blob(directory, layer["digest"])], check=True)
+    yield directory
+    shutil.rmtree(directory)
+
+
+def blob(directory: Path, digest: str) -> Path:
+    return directory / "oci" / "blobs" / digest.replace(":", "/")

@@ -58,6 +58,7 @@ def test_it_needs_no_newer_c_library_than_its_tag_says(dist, version, tmp_path):
         archive.extractall(tmp_path)
     for module in tmp_path.rglob("*.so"):
         said = subprocess.check_output(["objdump", "-p", module], text=True)
+        assert set(re.findall(r"(?:RPATH|RUNPATH)\s+(\S+)", said)) <= {"$ORIGIN/../../fabrictap.libs"}, module
         needs = {tuple(map(int, one.split("."))) for one in re.findall(r"GLIBC_([\d.]+)\b", said)}
         assert max(needs, default=(0,))[:2] <= floor, module
         libraries = set(re.findall(r"NEEDED\s+(\S+)", said))

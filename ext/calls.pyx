@@ -143,6 +143,8 @@ cdef class Calls:
 
     def settle(self):
         """Keep nothing any more, and wait until nothing that was kept is in the library but what hangs."""
+        if self._calls == NULL:
+            return
         self.keep([], 0, 0)
         with nogil:
             ft_calls_settle(self._calls)
@@ -155,13 +157,18 @@ cdef class Calls:
         The next one is.
         """
         cdef ft_sampler sampler
-        cdef int error = ft_calls_look(self._calls, &sampler)
+        cdef int error
+        if self._calls == NULL:
+            raise RuntimeError("Calls is closed")
+        error = ft_calls_look(self._calls, &sampler)
         if self._left_behind or self._calls.stuck:
             self._remember(self._kept)
         return error, sampler.ticks, sampler.busy_ns / 1e9, sampler.cpu_ns / 1e9
 
     def park(self):
         """End the idle thread until it is needed again. Not while calls are kept."""
+        if self._calls == NULL:
+            return
         with nogil:
             ft_calls_park(self._calls)
 

@@ -46,6 +46,13 @@ cdef dict _places(tuple words):
     return {word: place for place, word in enumerate(words)}
 
 
+def places_of(words):
+    """A set of opcodes, by name, for ``posted_sum``: a bit for each place in a row."""
+    from fabrictap.ledger import names
+
+    return sum(1 << place for place, word in enumerate(names.OPERATIONS) if word in words)
+
+
 cdef int _place(dict places, str word, str what) except -1:
     found = places.get(word)
     if found is None:
@@ -329,6 +336,16 @@ cdef class ConnectionRow:
         cdef int place = _place(_operation_of, operation, "operation")
         self.row.posted[place].operations += operations
         self.row.posted[place].bytes += size
+
+    def posted_sum(self, uint32_t places):
+        """(operations, bytes) of all that was posted of these opcodes (``places_of``), cumulative."""
+        cdef uint64_t operations = 0, size = 0
+        cdef int place
+        for place in range(FT_OPERATIONS):
+            if places >> place & 1:
+                operations += self.row.posted[place].operations
+                size += self.row.posted[place].bytes
+        return operations, size
 
     def posted_totals(self):
         """(opcode, operations, bytes) of the opcodes that were posted, cumulative."""

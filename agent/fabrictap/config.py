@@ -329,7 +329,8 @@ class Signal(Section):
     endpoint: str = "http://localhost:4317"
     headers: dict[str, str] = {}
     timeout: Duration = Duration(10.0)
-    compression: Literal["gzip", "none"] = "gzip"
+    #: auto: gzip, but none to this machine, where bytes cost less than packing them.
+    compression: Literal["auto", "gzip", "none"] = "auto"
     insecure: bool = False
     certificate: str | None = None
     client_key: str | None = None

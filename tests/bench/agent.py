@@ -6,7 +6,7 @@ counters of all ports move every second. It exports to the real Collector. node_
 second on the same /sys in the same minute. CPU is that of the whole process, less what the stand-in for the
 kernel spends in it, which is told. In a minute of its own there are 8 GPUs with 18 NVLinks each as well, read
 through the stand-in of NVIDIA's library (doubles/nvml), whose own CPU is in the figure. The limits hold for
-both. Then where the memory and the time go, and how both grow with HCAs and connections.
+both. Then where the memory and the time go, and how both grow with HCAs, GPUs and connections.
 """
 
 from __future__ import annotations
@@ -23,12 +23,13 @@ from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from bench import node_exporter
 from bench.node_exporter import NodeExporter
 from bench.process import Watched
 from bench.result import Result, left_out, limit, note
-from doubles.nvml import builder
+from doubles.nvml import builder, loader
 from doubles.nvml.driver import Node as Gpus
 from doubles.sysfs import Sysfs
 from otelcol import BUILD, Collector, find_collector
@@ -41,8 +42,12 @@ GPUS, GPU_PROFILE, LINK_BYTES_PER_SECOND = 8, "hgx-h100", 20 << 30
 LINKS = 18
 SECONDS = 60
 GPU_SECONDS = 30
-#: As (HCAs, connections); short.
-GROWTH = ((1, 0), (4, 0), (16, 0), (8, 10), (8, 1_000), (8, 10_000), (8, 100_000))
+#: As (HCAs, GPUs, connections); short.
+GROWTH = (
+    (1, 0, 0), (4, 0, 0), (16, 0, 0),
+    (8, 0, 0), (8, 4, 0), (8, 8, 0), (8, 16, 0),
+    (8, 0, 10), (8, 0, 1_000), (8, 0, 10_000), (8, 0, 100_000),
+)  # fmt: skip
 GROWTH_SECONDS = 10
 PRIVATE_LIMIT, RING_LIMIT, THREADS_LIMIT = 64, 32, 8
 CPU_GOAL = 0.5
@@ -56,10 +61,10 @@ class _Load:
     hcas: int
     connections: int
     interval: int
-    gpus: bool = False
+    gpus: int = 0
 
     def __str__(self) -> str:
-        gpus = f", {GPUS} GPUs x {LINKS} NVLinks" if self.gpus else ""
+        gpus = f", {self.gpus} GPUs x {LINKS} NVLinks" if self.gpus else ""
         return f"agent, {self.hcas} HCAs{gpus}, {self.connections:,} connections (synthetic)"
 
 
@@ -147,7 +152,7 @@ class _Agent:
                     HERE / "agent_node.py",
                     str(load.connections),
                     str(load.hcas),
-                    str(GPUS if load.gpus else 0),
+                    str(load.gpus),
                     *arguments,
                 ],
                 stdout=subprocess.PIPE,
@@ -226,11 +231,28 @@ def _points(collector: Collector) -> int:
     return total
 
 
-def _gpus(work: Path) -> tuple[Gpus, dict[str, str]]:
+def _profile(count: int) -> dict[str, Any]:
+    """The stand-in's profile with as many GPUs; those beyond its own are the first ones again, elsewhere."""
+    profile = loader.load(GPU_PROFILE)
+    section = profile["gpus"]
+    had, section["count"] = section["count"], count
+    for group in ("texts", "values", "fields"):
+        for name, value in section.get(group, {}).items():
+            if isinstance(value, list):
+                section[group][name] = [value[gpu % had] for gpu in range(count)]
+    section["values"]["pci_bus"] = [bus + gpu // had for gpu, bus in enumerate(section["values"]["pci_bus"])]
+    section["values"]["minor_number"] = list(range(count))
+    for name in ("uuid", "serial"):
+        section["texts"][name] = section["texts"][name].replace("{index}", "{index:x}")
+    return profile
+
+
+def _gpus(work: Path, count: int) -> tuple[Gpus, dict[str, str]]:
     """GPUs all of whose links are busy, and the environment in which a program finds them."""
     built = builder.build(work / "nvml")
-    made = Gpus.create(built, work / "gpus", GPU_PROFILE)
-    for gpu in range(GPUS):
+    made = Gpus(built, work / "gpus", new=True)
+    loader.apply(made, _profile(count))
+    for gpu in range(count):
         for link in range(LINKS):
             made.nvlink(gpu, link, tx_bytes_per_s=LINK_BYTES_PER_SECOND, rx_bytes_per_s=LINK_BYTES_PER_SECOND)
     made.real_clock()
@@ -247,7 +269,7 @@ def _minute(binary: Path, load: _Load, seconds: int, *, peer: bool) -> _Minute:
         exporter = stack.enter_context(NodeExporter(tree.root)) if peer else None
         found = None
         if load.gpus:
-            gpus, found = _gpus(work)
+            gpus, found = _gpus(work, load.gpus)
             stack.callback(gpus.close)
         agent = _Agent(work, tree.root, load, f"http://127.0.0.1:{collector.port}", found)
         began = time.monotonic()
@@ -320,7 +342,7 @@ def _of_load(minute: _Minute, load: _Load, missing: str, cpu_goal: float | None)
 
 
 def _whole(binary: Path, missing: str) -> list[Result]:
-    with_gpus = _Load(HCAS, CONNECTIONS, 10, gpus=True)
+    with_gpus = _Load(HCAS, CONNECTIONS, 10, gpus=GPUS)
     results = []
     if lacking := builder.missing():
         left_out("agent", f"the GPUs: {lacking}")
@@ -352,8 +374,13 @@ def _whole(binary: Path, missing: str) -> list[Result]:
 
 def _growth(binary: Path) -> list[Result]:
     results = []
-    for hcas, connections in GROWTH:
-        load = _Load(hcas, connections, 2)
+    lacking = builder.missing()
+    if lacking:
+        left_out("growth", f"the GPUs: {lacking}")
+    for hcas, gpus, connections in GROWTH:
+        if gpus and lacking:
+            continue
+        load = _Load(hcas, connections, 2, gpus=gpus)
         minute = _minute(binary, load, GROWTH_SECONDS, peer=False)
         remark = f"{minute.points:,} points every 2 s"
         results += [

@@ -12,6 +12,7 @@ import signal
 import sys
 import threading
 from pathlib import Path
+from typing import Any
 
 from doubles.verbs_traffic import LABEL, VerbsTraffic
 from fabrictap import cli, node
@@ -35,12 +36,12 @@ class _Node(node.Node):
     devices: int
     gpus: int
 
-    def __init__(self, config: Config) -> None:
+    def __init__(self, config: Config, *rest: Any) -> None:
         said = f"sysfs of {self.devices} HCAs, verbs of {self.connections} connections"
         if self.gpus:
             said += f", NVML of {self.gpus} GPUs"
         config.resource.attributes = {**config.resource.attributes, LABEL: said}
-        super().__init__(config)
+        super().__init__(config, *rest)
         traffic = VerbsTraffic(config.sources.verbs, self.series, self.ledger, self.connections, self.devices)
         self.runners.append(Runner(traffic, self._lock, self.journal))
         self._traffic = traffic

@@ -1,11 +1,12 @@
 """One read of the fast tier on 8 GPUs with 18 NVLinks each, on the NVML stand-in.
 
-Ours is all that it takes: the thread that sleeps until its time, can be left behind and makes the calls, what it
-adds up of 592 counters and 16 sums, and a tenth of the fold of all that into the ring, which comes after ten
-reads, as in the agent: in the main thread, which is awake for its tick anyway, so that its own wake-up is not
-counted and the interpreter has been at work just before. The bare C loop sleeps until the same times with clock_nanosleep, makes the same calls and
-keeps the values. CPU time, with the wake-ups and, in a line of its own, without: there our thread and the loop run
-freely. Reads are 10 ms apart, not 100, so that it does not take minutes.
+Ours is all that it takes: the thread that sleeps until its time, can be left behind and makes the calls,
+what it adds up of 592 counters and 16 sums, and a tenth of the fold of all that into the ring, after ten
+reads. The fold is in the main thread, as in the agent, which is awake for its tick anyway: its own wake-up
+is not counted, and the interpreter has been at work just before. The bare C loop sleeps until the same times
+with clock_nanosleep, makes the same calls and keeps the values. CPU time, with the wake-ups and, in a line
+of its own, without: there our thread and the loop run freely. Reads are 10 ms apart, not 100, so that it
+does not take minutes.
 
 The stand-in answers a call in half a microsecond. What a driver takes is not in it and was not measured; one
 line assumes it.

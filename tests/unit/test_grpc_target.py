@@ -50,3 +50,21 @@ def test_every_form(text, authority, host, places, path):
 def test_what_is_none(text):
     with pytest.raises(ValueError, match=r"no path|not host:port|no port|not supported|107 bytes"):
         target.parse(text)
+
+
+@pytest.mark.parametrize(
+    ("text", "local"),
+    [
+        ("localhost:1", True),
+        ("127.0.0.1:1", True),
+        ("[::1]:1", True),
+        ("ipv4:127.0.0.1:1,127.1.2.3:1", True),
+        ("ipv4:127.0.0.1:1,10.0.0.1:1", False),
+        ("unix:/a", True),
+        ("collector:1", False),
+        ("127.example.org:1", False),
+        ("10.127.0.1:1", False),
+    ],
+)
+def test_what_is_on_this_machine_for_certain(text, local):
+    assert target.parse(text).local is local

@@ -1,4 +1,4 @@
-"""The thread that reads the counters of GPUs by itself: on the machine's clock, beside slow calls and hung ones."""
+"""The thread that reads the counters of GPUs by itself, on the machine's clock, and calls that hang."""
 
 from __future__ import annotations
 
@@ -160,9 +160,8 @@ def test_a_hung_gpu_is_left_out_and_the_others_are_read_at_their_times(ticking):
         ticking.node.field(7, 139).rate(0)
         ticking.pass_ticks(2)
         ticking.tick()
-        assert (
-            watched.value(NVLINK_IO, hw__id=watched.gpu(7), **way) == KIB * ticking.node.field(7, 139).get()
-        )
+        found = watched.value(NVLINK_IO, hw__id=watched.gpu(7), **way)
+        assert found == KIB * ticking.node.field(7, 139).get()
     eventually(lambda: ticking.source.fast.stuck == 0, "the call has returned")
 
     def again():
@@ -195,7 +194,12 @@ def test_whoever_closes_the_library_waits_for_what_is_in_it_and_no_call_comes_af
     ticking.source.open()
     ticking.slow()
     ticking.tick()
-    eventually(lambda: ticking.tick() or len(ticking.watched.find(NVLINK_IO)) == 8 * 36, "all are read again")
+
+    def all_links():
+        ticking.tick()
+        return len(ticking.watched.find(NVLINK_IO)) == 8 * 36
+
+    eventually(all_links, "all are read again")
 
 
 def test_two_threads_call_the_driver_and_none_is_left_when_it_is_closed(watch):

@@ -35,6 +35,11 @@ class Endpoint:
     client_certificate: str | None = None
 
     @property
+    def local(self) -> bool:
+        """Whether the receiver is on this machine for certain."""
+        return targets.parse(self.target).local
+
+    @property
     def files(self) -> tuple[str, ...]:
         if not self.secure:
             return ()

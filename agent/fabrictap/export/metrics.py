@@ -63,7 +63,7 @@ class _Exported:
         start_ns = 0 if self.gauge else series.start_ns
         self.ended.append(points.no_value(series.encoded, self.histogram, start_ns, now_ns))
 
-    def join(self, bodies: list[bytes], size: int, parts: list[bytes]) -> int:
+    def join(self, bodies: list[bytes | memoryview], size: int, parts: list[bytes | memoryview]) -> int:
         """Put the metric with ``size`` bytes of points behind ``parts``; returns what it takes."""
         data = wire.head(self._field, len(self._data_head) + size) + self._data_head
         head = wire.head(_METRICS, len(self._head) + len(data) + size) + self._head + data
@@ -111,10 +111,10 @@ class MetricsTree:
 
     def requests(self) -> Iterator[Request]:
         """The points of the last update, serialized, in as few requests as the limit allows."""
-        parts: list[bytes] = []
+        parts: list[bytes | memoryview] = []
         items = size = 0
         for exported in self._all():
-            bodies: list[bytes] = []
+            bodies: list[bytes | memoryview] = []
             inside = 0
             for body, count in self._bodies(exported):
                 if size + inside and size + inside + len(body) + exported.overhead > self._limit:
@@ -133,7 +133,7 @@ class MetricsTree:
     def _all(self) -> Iterator[_Exported]:
         return (exported for group in self._metrics.values() for exported in group)
 
-    def _bodies(self, exported: _Exported) -> Iterator[tuple[bytes, int]]:
+    def _bodies(self, exported: _Exported) -> Iterator[tuple[bytes | memoryview, int]]:
         """The points of a metric in pieces that fit into a request."""
         room = max(self._limit - exported.overhead, 1)
         first = 0
@@ -144,7 +144,7 @@ class MetricsTree:
         if exported.ended:
             yield b"".join(exported.ended), len(exported.ended)
 
-    def _join(self, parts: list[bytes], size: int, items: int) -> Request:
+    def _join(self, parts: list[bytes | memoryview], size: int, items: int) -> Request:
         scope = wire.head(_SCOPE_METRICS, len(self._scope) + size)
         inner = len(self._head) + len(scope) + len(self._scope) + size
         return Request(

@@ -2,7 +2,8 @@
 
 The queue belongs to one signal. ``put`` never blocks on the other side. While that is away the requests stay
 in the queue, kept compressed; while it takes them they only pass through. When the queue is full the oldest
-goes and is counted. One request is under way at a time, so order holds.
+goes and is counted. One request is under way at a time, so order holds. The thread lives while there is
+something to deliver: most signals have nothing for most of the time.
 """
 
 from __future__ import annotations
@@ -125,10 +126,26 @@ class Outbox:
         self._began = 0.0
         self._away = False
         self._closed = False
-        self._thread = threading.Thread(target=self._run, name=f"fabrictap-{name}", daemon=True)
+        self._name = f"fabrictap-{name}"
+        self._started = False
+        self._thread: threading.Thread | None = None
 
     def start(self) -> None:
-        self._thread.start()
+        with self._changed:
+            self._started = True
+            self._need_thread()
+
+    def _need_thread(self) -> None:
+        """Under the lock. A system without room for a thread is asked again with the next request."""
+        if self._thread is not None or not self._started or not self._waiting:
+            return
+        thread = threading.Thread(target=self._run, name=self._name, daemon=True)
+        self._thread = thread
+        try:
+            thread.start()
+        except RuntimeError as error:
+            self._thread = None
+            log.error("%s: %s", self._name, error)
 
     @property
     def pending(self) -> int:
@@ -152,6 +169,7 @@ class Outbox:
             while len(self._waiting) > self._capacity:
                 self.stats.add(self._waiting.popleft().items, QUEUE_FULL)
             self._changed.notify_all()
+            self._need_thread()
 
     @property
     def _slow(self) -> bool:
@@ -176,9 +194,10 @@ class Outbox:
             while self._waiting:
                 self.stats.add(self._waiting.popleft().items, SHUTDOWN)
             self._changed.notify_all()
+            thread = self._thread
         self._interrupt()
-        if self._thread.ident is not None:
-            self._thread.join(timeout)
+        if thread is not None:
+            thread.join(timeout)
 
     def _run(self) -> None:
         while (held := self._next()) is not None:
@@ -192,13 +211,14 @@ class Outbox:
 
     def _next(self) -> _Held | None:
         with self._changed:
-            while not self._closed:
+            while self._waiting and not self._closed:
                 wait = self._not_before - time.monotonic()
-                if self._waiting and wait <= 0:
+                if wait <= 0:
                     self._under_way = self._waiting.popleft()
                     self._began = time.monotonic()
                     return self._under_way
-                self._changed.wait(wait if self._waiting else None)
+                self._changed.wait(wait)
+            self._thread = None
             return None
 
     def _settle(self, held: _Held, outcome: Outcome) -> None:

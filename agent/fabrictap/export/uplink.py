@@ -77,7 +77,10 @@ class _Sender:
             raise ConfigError(f"{key}.headers: {error}") from None
         self._signal = signal
         self._timeout = float(settings.timeout)
-        self._compression = _COMPRESSIONS[settings.compression]
+        chosen = settings.compression
+        if chosen == "auto":
+            chosen = "none" if self._endpoint.local else "gzip"
+        self._compression = _COMPRESSIONS[chosen]
         self._queue = queue
         self._channels = channels
         self._backoff = backoff

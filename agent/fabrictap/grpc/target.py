@@ -26,6 +26,11 @@ class Target:
     places: tuple[tuple[str, int], ...] = ()
     path: str = ""
 
+    @property
+    def local(self) -> bool:
+        """Whether it is on this machine for certain: a unix socket, or loopback by name or address."""
+        return bool(self.path) or all(_loopback(host) for host, _ in self.places)
+
 
 def parse(text: str) -> Target:
     """``host:port``, ``dns:[///]host:port``, ``ipv4:`` and ``ipv6:`` with one address or several,
@@ -70,6 +75,13 @@ def _checked_path(path: str, text: str) -> str:
     if len(path.encode(errors="surrogateescape")) > 107:  # struct sockaddr_un, less a zero byte
         raise ValueError(f"{text!r}: a unix socket's path has at most 107 bytes")
     return path
+
+
+def _loopback(host: str) -> bool:
+    try:
+        return socket.inet_pton(socket.AF_INET, host)[0] == 127
+    except OSError:
+        return host.lower() in ("localhost", "::1")
 
 
 def _authority(place: tuple[str, int]) -> str:

@@ -7,8 +7,9 @@ import fnmatch
 import io
 import json
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 from fabrictap.view import dump_otlp, simulated, text
@@ -58,15 +59,17 @@ class History:
 
 def histories(recording: Recording, since: float | None, pattern: str | None) -> Iterator[list[History]]:
     """The series of each metric whose name matches ``pattern``, for the last ``since`` seconds of them."""
+    series, rows = _quiet(
+        recording, lambda metric: pattern is None or fnmatch.fnmatchcase(metric.name, pattern)
+    )
+    if since is not None and rows:
+        after_ns = rows[-1].end_ns - int(since * 1e9)
+        rows = [row for row in rows if row.end_ns > after_ns]
+    by_metric: dict[str, list[SeriesEntry]] = {}
+    for one in series:
+        by_metric.setdefault(one.metric.name, []).append(one)
     for metric in recording.about.metrics:
-        if pattern is not None and not fnmatch.fnmatchcase(metric.name, pattern):
-            continue
-        name = metric.name
-        series, rows = _quiet(recording, lambda one, name=name: one.name == name)  # type: ignore[misc]
-        if since is not None and rows:
-            after_ns = rows[-1].end_ns - int(since * 1e9)
-            rows = [row for row in rows if row.end_ns > after_ns]
-        found = [History(one, rows, recording.cells(one, rows)) for one in series]
+        found = [History(one, rows, recording.cells(one, rows)) for one in by_metric.pop(metric.name, ())]
         if any(any(cell is not None for cell in history.cells) for history in found):
             yield found
 
@@ -87,9 +90,14 @@ def _quiet(recording: Recording, wanted: Callable[[Any], bool]) -> tuple[list[Se
 def write(
     recording: Recording, form: str, since: float | None, pattern: str | None, put: Callable[[str], None]
 ) -> None:
-    """Hand the lines of a dump to ``put``. ``form``: table, json, csv or otlp."""
+    """Hand the lines of a dump to ``put``, many at once. ``form``: table, json, csv or otlp."""
+
+    def put_lines(lines: Sequence[str]) -> None:
+        if lines:
+            put("\n".join(lines))
+
     made_up = simulated.is_simulated(recording.about.resource)
-    heads = {"csv": [_csv_line(_CSV)], "table": simulated.lines(recording.about.resource)}
+    heads = {"csv": _csv_lines([_CSV]), "table": simulated.lines(recording.about.resource)}
     for line in heads.get(form, ()):
         put(line)
     silent = 0
@@ -102,13 +110,11 @@ def write(
             if form == "json":
                 put(json.dumps({**_tree(history), "simulated": made_up}))
             elif form == "csv":
-                for row, cell in history:
-                    put(_csv_line(_csv_row(history.series, row, cell)))
+                put_lines(_csv_lines(_csv_rows(history)))
             else:
                 lines = list(_table(history))
                 silent += not lines
-                for line in lines:
-                    put(line)
+                put_lines(lines)
     if form == "table" and silent:
         put(f"{silent} series did nothing in this time")
 
@@ -116,26 +122,30 @@ def write(
 def _table(history: History) -> Iterator[str]:
     """A head and the ticks in which something changed; nothing for a counter that stood still."""
     unit = history.series.metric.unit
+    rate = f"{unit}/s"
     rows = []
     before: Cell | None = None
     for row, cell in history:
         if isinstance(cell, CounterCell):
-            if cell.delta:
+            delta, peak = cell
+            if delta:
+                seconds = row.seconds
+                average = delta / seconds if seconds else None
                 rows.append(
                     [
-                        moment(row.end_ns, 3),
-                        f"+{amount(cell.delta, unit)}",
-                        amount(cell.delta / row.seconds if row.seconds else None, f"{unit}/s"),
-                        f"peak {amount(cell.peak, f'{unit}/s')}",
+                        _when(row.end_ns),
+                        f"+{amount(delta, unit)}",
+                        amount(average, rate),
+                        f"peak {amount(peak, rate)}",
                     ]
                 )
         elif isinstance(cell, HistogramCell):
             if cell.values:
                 mean = amount(cell.sum / cell.values, unit)
-                rows.append([moment(row.end_ns, 3), f"count {cell.values}", f"mean {mean}", ""])
+                rows.append([_when(row.end_ns), f"count {cell.values}", f"mean {mean}", ""])
         elif cell != before:
             spread = "" if cell.low == cell.high else f"{amount(cell.low, unit)} to {amount(cell.high, unit)}"
-            rows.append([moment(row.end_ns, 3), amount(cell.last, unit), spread, ""])
+            rows.append([_when(row.end_ns), amount(cell.last, unit), spread, ""])
         before = cell
     if rows:
         yield label(history.series)
@@ -150,11 +160,8 @@ def label(series: SeriesEntry) -> str:
 
 def _values(row: Row, cell: Cell) -> dict[str, int | float | None]:
     if isinstance(cell, CounterCell):
-        return {
-            "delta": cell.delta,
-            "rate": cell.delta / row.seconds if row.seconds else None,
-            "peak": cell.peak,
-        }
+        seconds = row.seconds
+        return {"delta": cell.delta, "rate": cell.delta / seconds if seconds else None, "peak": cell.peak}
     if isinstance(cell, GaugeCell):
         return {"last": cell.last, "min": cell.low, "max": cell.high}
     return {"count": cell.values, "sum": cell.sum}
@@ -168,23 +175,26 @@ def _tree(history: History) -> dict[str, Any]:
         "kind": series.metric.kind,
         "attributes": series.attributes,
         "ended": series.ended,
-        "rows": [{"time": moment(row.end_ns, 3), **_values(row, cell)} for row, cell in history],
+        "rows": [{"time": _when(row.end_ns), **_values(row, cell)} for row, cell in history],
     }
 
 
-def _csv_row(series: SeriesEntry, row: Row, cell: Cell) -> list[Any]:
-    values: dict[str, Any] = {
-        "time": moment(row.end_ns, 3),
-        "metric": series.metric.name,
-        "unit": series.metric.unit,
-        "kind": series.metric.kind,
-        "attributes": json.dumps(series.attributes),
-        **_values(row, cell),
-    }
-    return [values.get(name) for name in _CSV]
+def _csv_rows(history: History) -> Iterator[list[Any]]:
+    metric = history.series.metric
+    fixed = (metric.name, metric.unit, metric.kind, json.dumps(history.series.attributes))
+    for row, cell in history:
+        values = _values(row, cell)
+        yield [_when(row.end_ns), *fixed, *(values.get(name) for name in _CSV[5:])]
 
 
-def _csv_line(values: Sequence[Any]) -> str:
-    line = io.StringIO()
-    csv.writer(line, lineterminator="").writerow(values)
-    return line.getvalue()
+def _csv_lines(rows: Iterable[Sequence[Any]]) -> list[str]:
+    page = io.StringIO()
+    csv.writer(page, lineterminator="\n").writerows(rows)
+    # as one: what is quoted may have line ends of its own
+    return [lines] if (lines := page.getvalue().removesuffix("\n")) else []
+
+
+@lru_cache(maxsize=4096)
+def _when(time_ns: int) -> str:
+    """All series have the same rows."""
+    return moment(time_ns, 3)

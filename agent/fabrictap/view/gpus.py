@@ -97,8 +97,8 @@ def _look(config: Config, report: Report, given_up: threading.Event) -> None:
         for wait in (0.0, GPM_INTERVAL + 0.1):
             if given_up.wait(wait):
                 return
-            source.sample_fast()
-            source.fold_fast(time.time_ns())
+            source.read_counters()
+            source.fast.fold(time.time_ns())
         report.gpus = [_one(gpu, ledger, sample.troubles.get(gpu.id)) for gpu in ledger.gpus]
     except SourceUnavailable as error:
         report.problem = str(error)

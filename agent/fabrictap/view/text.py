@@ -8,6 +8,7 @@ import sys
 import unicodedata
 from collections.abc import Sequence
 from datetime import datetime, timezone
+from functools import lru_cache
 
 #: What stands for a value that is not known.
 UNKNOWN = "-"
@@ -46,34 +47,39 @@ def clip(text: str, most: int) -> str:
     return f"{text}…"
 
 
+@lru_cache(maxsize=1 << 16)
 def amount(value: float | None, unit: str) -> str:
     """``value`` in a UCUM unit: bytes in powers of 1024, others of 1000; counts without their noun."""
     if value is None or not math.isfinite(value):
         return UNKNOWN
-    base, slash, per = unit.partition("/")
-    tail = f"/{per}" if slash else ""
+    base, noun, tail = _parts(unit)
     if base == "By":
         number, prefix = _scaled(value, 1024, _BINARY)
         return f"{number} {prefix}B{tail}"
-    if base == "s" and not slash:
+    if base == "s" and not tail:
         return duration(value)
-    noun = "" if base.startswith("{") or base == "1" else base
     number, prefix = _scaled(value, 1000, _DECIMAL)
     return f"{number} {prefix}{noun}{tail}".replace(f" {tail}", tail) if prefix or noun or tail else number
 
 
+@lru_cache(maxsize=256)
+def _parts(unit: str) -> tuple[str, str, str]:
+    """(unit, what of it stands behind a number, "/s" where it is one for each second)."""
+    base, slash, per = unit.partition("/")
+    return base, "" if base.startswith("{") or base == "1" else base, f"/{per}" if slash else ""
+
+
 def _scaled(value: float, step: int, prefixes: Sequence[str]) -> tuple[str, str]:
-    size, index = float(value), 0
-    while abs(size) >= step - 0.5 and index < len(prefixes) - 1:
+    size, index, magnitude, last = float(value), 0, abs(value), len(prefixes) - 1
+    while magnitude >= step - 0.5 and index < last:
         size /= step
+        magnitude = abs(size)
         index += 1
-    if size == int(size) and (index == 0 or abs(size) >= 100):
+    if magnitude >= 100 or (index == 0 and size == int(size)):
         return f"{size:.0f}", prefixes[index]
-    if index == 0 and abs(size) < 0.01:
+    if index == 0 and magnitude < 0.01:
         return f"{size:.2g}", ""
-    return f"{size:.0f}" if abs(size) >= 100 else f"{size:.1f}" if abs(size) >= 10 else f"{size:.2f}", (
-        prefixes[index]
-    )
+    return f"{size:.1f}" if magnitude >= 10 else f"{size:.2f}", prefixes[index]
 
 
 def duration(seconds: float | None) -> str:
@@ -107,15 +113,15 @@ def moment(time_ns: int | None, digits: int = 0) -> str:
 
 def columns(rows: Sequence[Sequence[str]], right: Sequence[int] = (), gap: int = 2) -> list[str]:
     """Lines with aligned columns; those numbered in ``right`` stand at their right."""
-    widths = [max(map(width, column)) for column in zip(*rows, strict=True)]
-    lines = []
-    for row in rows:
-        cells = []
-        for index, (cell, wide) in enumerate(zip(row, widths, strict=True)):
-            fill = " " * (wide - width(cell))
-            cells.append(fill + cell if index in right else cell + fill)
-        lines.append((" " * gap).join(cells).rstrip())
-    return lines
+    padded = []
+    for index, column in enumerate(zip(*rows, strict=True)):
+        widths = list(map(len if all(map(str.isascii, column)) else width, column))
+        wide = max(widths)
+        fills = [" " * (wide - own) for own in widths]
+        pairs = zip(fills, column, strict=True) if index in right else zip(column, fills, strict=True)
+        padded.append(map("".join, pairs))
+    between = " " * gap
+    return [between.join(cells).rstrip() for cells in zip(*padded, strict=True)]
 
 
 def room(least: int = 80) -> int | None:

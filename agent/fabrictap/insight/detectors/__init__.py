@@ -94,6 +94,8 @@ class Context:
     #: Ports whose dark egress another detector has judged in this look.
     judged_ports: set[str] = field(default_factory=set)
     _owners: dict[int | None, Owner] = field(default_factory=dict)
+    #: Those of live connections, as far as they were asked for in this look.
+    _alive: dict[int | None, Owner] = field(default_factory=dict)
 
     def owner(self, pid: int | None, name: str | None = None) -> Owner:
         """Who ``pid`` is; None for the kernel."""
@@ -115,11 +117,14 @@ class Context:
 
     def owner_of(self, connection: Connection) -> Owner:
         """Whose connection it is; the process that made it may have ended."""
+        if not connection.ended and (alive := self._alive.get(connection.pid)) is not None:
+            return alive
         if connection.pid is not None and (
             connection.ended or self.ledger.processes.get(connection.pid) is None
         ):
             return self._owner(self.ledger.identity_of(connection))
-        return self.owner(connection.pid, connection.process)
+        found = self._alive[connection.pid] = self.owner(connection.pid, connection.process)
+        return found
 
     def _owner(self, identity: Mapping[str, AttributeValue]) -> Owner:
         rule = self.policy.rule(identity)

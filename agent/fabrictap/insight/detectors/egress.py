@@ -15,6 +15,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 from fabrictap import catalog
+from fabrictap.ext.connections import places_of
 from fabrictap.insight.detectors import Balance, Context
 from fabrictap.insight.detectors.dark import excused
 from fabrictap.insight.findings import Finding, Severity, size_text
@@ -22,6 +23,7 @@ from fabrictap.insight.policy import CompiledPolicy, Rule
 from fabrictap.insight.remembered import ALL, DAYS, HOURS, OTHERS, Known, Pair, hour_of
 from fabrictap.ledger.connections import Connection
 from fabrictap.ledger.flows import INBOUND, LOCAL
+from fabrictap.ledger.names import OPERATIONS
 from fabrictap.series import AttributeValue
 
 #: Deviations above the median that a day may have, and times the median; 1.4826 makes the median absolute
@@ -29,7 +31,7 @@ from fabrictap.series import AttributeValue
 _DEVIATIONS, _TIMES = 6 * 1.4826, 3.0
 #: All peers together vary with the size of a job.
 _TIMES_ALL = 10.0
-_NOT_OUT = INBOUND | LOCAL | {"recv"}
+_OUT = places_of(frozenset(OPERATIONS) - INBOUND - LOCAL - {"recv"})
 _TRICKLE_HOURS = HOURS - 1
 #: Hours among them that may be without.
 _GAPS = 4
@@ -121,7 +123,7 @@ class Egress:
         return self._excused[balance.hw_id]
 
     def _add(self, connection: Connection, sums: dict[tuple[str, str], int], context: Context) -> None:
-        size = sum(size for name, _, size in connection.posted_totals() if name not in _NOT_OUT)
+        _, size = connection.posted_sum(_OUT)
         fresh = size - self._counted.get(connection, 0)
         if fresh <= 0:
             return

@@ -51,6 +51,10 @@ _LINKS = ("nvlink_", "nvswitch_", "pcie_")
 
 @dataclass(slots=True)
 class _Counter:
+    name: str
+    repeats: bool
+    #: One is too many.
+    single: bool
     readings: deque[tuple[int, int]] = field(default_factory=deque)
 
     def take(self, value: int, now_ns: int) -> tuple[int, float] | None:
@@ -67,13 +71,26 @@ class _Counter:
         return value - before, (value - before) * 1e9 / max(now_ns - began_ns, _WINDOW_NS // 2)
 
 
+def _counter(series: Series) -> _Counter | None:
+    attributes = series.attributes
+    name = str(attributes.get(catalog.ERROR_TYPE.name) or attributes[catalog.RDMA_COUNTER_NAME.name])
+    plain = name.rpartition("/")[2]
+    repeats = plain in RETRANSMISSIONS
+    if series.metric is catalog.PORT_COUNTER and not repeats:
+        return None
+    if attributes.get(catalog.HW_TYPE.name, "network") != "network" and not plain.startswith(_LINKS):
+        return None  # memory errors and driver errors of a GPU
+    return _Counter(name, repeats, plain in _EVENTS)
+
+
 class Links:
     """Costs what there are of error counters; a window holds at most a reading a look."""
 
     name = "links"
 
     def __init__(self) -> None:
-        self._counters: dict[Series, _Counter] = {}
+        #: Of every error counter there is; None where it is no link's.
+        self._counters: dict[Series, _Counter | None] = {}
         self._was_up: dict[str, int] = {}
         #: Fastest speed seen of each port, and since when it is slower.
         self._speed: dict[str, tuple[float, int | None]] = {}
@@ -88,27 +105,18 @@ class Links:
             for series in context.series.get(metric.name, ()):
                 if series.ended or not isinstance(series.value, int):
                     continue
-                attributes = series.attributes
-                name = str(
-                    attributes.get(catalog.ERROR_TYPE.name) or attributes[catalog.RDMA_COUNTER_NAME.name]
-                )
-                plain = name.rpartition("/")[2]
-                repeats = plain in RETRANSMISSIONS
-                if metric is catalog.PORT_COUNTER and not repeats:
-                    continue
-                if attributes.get(catalog.HW_TYPE.name, "network") != "network" and not plain.startswith(
-                    _LINKS
-                ):
-                    continue  # memory errors and driver errors of a GPU are no links'
                 live.add(series)
-                grown = self._counters.setdefault(series, _Counter()).take(series.value, now_ns)
-                if grown is None:
+                if series not in self._counters:
+                    self._counters[series] = _counter(series)
+                counter = self._counters[series]
+                grown = None if counter is None else counter.take(series.value, now_ns)
+                if counter is None or grown is None:
                     continue
                 increase, rate = grown
-                single = plain in _EVENTS and increase > 0
-                most = settings.retransmission_rate if repeats else limit
-                if single or rate > most:
-                    yield _counted(catalog.RETRANSMISSIONS if repeats else kind, series, name, grown, most)
+                most = settings.retransmission_rate if counter.repeats else limit
+                if rate > most or (counter.single and increase > 0):
+                    told = catalog.RETRANSMISSIONS if counter.repeats else kind
+                    yield _counted(told, series, counter.name, grown, most)
         for gone in self._counters.keys() - live:
             del self._counters[gone]
         yield from self._states(now_ns, context)

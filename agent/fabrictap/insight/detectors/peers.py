@@ -45,10 +45,20 @@ class Peers:
         }
         for pair in [pair for pair, since_ns in self._new.items() if now_ns - since_ns > _NEW_NS]:
             del self._new[pair]
+        # A job has many connections to each peer: what is quiet on one of them is quiet on the next.
+        quiet: set[tuple[int, str]] = set()
         for connection in (*context.ended, *context.batch):
-            if connection.peer_gid is None:
+            peer = connection.peer_gid
+            if peer is None:
                 continue
-            for finding in self._judge(connection, connection.peer_gid, now_ns, context):
+            owner = context.owner_of(connection)
+            both = id(owner), peer
+            if both in quiet:
+                continue
+            findings = list(self._judge(connection, peer, owner, now_ns, context))
+            if not findings and peer not in self._local and not connection.ended:
+                quiet.add(both)
+            for finding in findings:
                 key = (finding.kind.name, *(str(part) for part in finding.key))
                 if len(self._round) < _MOST_HELD:
                     self._round.setdefault(key, finding)
@@ -57,8 +67,9 @@ class Peers:
             self._held, self._round = self._round, {}
         yield from found.values()
 
-    def _judge(self, connection: Connection, peer: str, now_ns: int, context: Context) -> Iterator[Finding]:
-        owner = context.owner_of(connection)
+    def _judge(
+        self, connection: Connection, peer: str, owner: Owner, now_ns: int, context: Context
+    ) -> Iterator[Finding]:
         remembered, hour = context.remembered, hour_of(now_ns)
         allowed = owner.rule.allows(peer)
         if (other := self._other(connection, peer, context)) is not None:

@@ -12,9 +12,11 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from fabrictap import catalog
+from fabrictap.ext.connections import places_of
 from fabrictap.insight.detectors import Context, Owner
 from fabrictap.insight.findings import Finding, Severity
 from fabrictap.ledger.connections import Connection
+from fabrictap.ledger.names import OPERATIONS
 
 #: Seconds over which queue pairs made are counted.
 _RATE_SECONDS = 10.0
@@ -23,6 +25,8 @@ _SMALL = 512
 #: Share of the node's operations from which on a workload crowds out others.
 _CROWDS = 0.8
 _MOST_PROCESSES = 4096
+#: What was asked of the NIC; receive buffers are not.
+_ASKED = places_of(frozenset(OPERATIONS) - {"recv"})
 
 
 @dataclass(slots=True)
@@ -115,11 +119,7 @@ class Resources:
                 )
 
     def _count(self, connection: Connection, context: Context) -> None:
-        operations = size = 0
-        for name, number, posted in connection.posted_totals():
-            if name != "recv":
-                operations += number
-                size += posted
+        operations, size = connection.posted_sum(_ASKED)
         before = self._counted.get(connection)
         self._counted[connection] = (operations, size)
         if before is None:

@@ -209,7 +209,8 @@ class Batch:
             if now >= self._ask_all_at:
                 self.ask_all(now_ns)
         elif failed == NO_ANSWER:
-            if call.stuck:  # asked again when it has returned
+            if call.stuck:  # asked again when it has returned, and then looked at
+                call.tell = True
                 self.trouble = "hung"
                 self.fail(self.trouble)
         else:

@@ -1,9 +1,9 @@
 """The fast tier: the counters of NVLink and PCIe of every GPU, many times a second.
 
 For each GPU there is one call, preallocated, with exactly the fields that somebody wants and the driver has
-(:class:`fabrictap.ext.nvml.Fields`), and where GPM is there one more, once a second (batch.py). A thread that can
-be left behind makes them at fixed times and adds up what they say, all without Python (ext/calls.h); ``fold``
-puts into the ring, once a tick, what has come together.
+(:class:`fabrictap.ext.nvml.Fields`), and where GPM is there one more, once a second (batch.py). A thread that
+can be left behind makes them at fixed times and adds up what they say, all without Python (ext/calls.h);
+``fold`` puts into the ring, once a tick, what has come together.
 """
 
 from __future__ import annotations
@@ -32,8 +32,8 @@ class Fast:
     """All batches, under the node's lock but where it is said.
 
     ``limit``: seconds that one GPU's call may take before it is left behind. ``wall``: nanoseconds since the
-    epoch. ``interval``: seconds between two reads; 0 where they are made by ``sample`` only, and ``longest`` what
-    it becomes at most where they cost too much.
+    epoch. ``interval``: seconds between two reads; 0 where they are made by ``sample`` only. ``longest``:
+    what that becomes at most where they cost too much.
     """
 
     def __init__(
@@ -184,7 +184,7 @@ class Fast:
         ]
 
     def _pace(self, ticks: int, seconds: float, cpu: float) -> None:
-        """Make reads as rare as their cost asks for: the CPU's, and the time for which they hold the driver."""
+        """Make reads as rare as their cost asks for: of CPU, and of time for which the driver is held."""
         (ticks_before, seconds_before), self._spent = self._spent, (ticks, seconds)
         if ticks <= ticks_before or not self._least:
             return

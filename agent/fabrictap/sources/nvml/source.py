@@ -1,8 +1,8 @@
 """The source ``nvml``: NVLink, PCIe, memory, health and processes of NVIDIA GPUs.
 
-Two threads call the driver: one makes all calls of the slow tier, while the runner's thread waits for each,
-and those of the fast tier by itself; it can be left behind, so that a GPU whose calls hang costs itself only: it
-is left out until its call has returned. Another waits for XIDs.
+Two threads call the driver. One makes the slow tier's calls, while the runner's thread waits for each, and
+the fast tier's by itself. It can be left behind, so that a GPU whose calls hang costs itself only: it is left
+out until its call has returned. The other waits for XIDs.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from functools import partial
 from typing import Any, TypeVar
 
 from fabrictap import catalog, config
-from fabrictap.ext.calls import Calls
+from fabrictap.ext.calls import Calls, Task
 from fabrictap.ledger import Ledger
 from fabrictap.ledger.providers import NVML
 from fabrictap.series import AttributeValue, Series, SeriesTable
@@ -29,7 +29,7 @@ from fabrictap.sources.nvml.fast import Fast
 from fabrictap.sources.nvml.figures import Figures, Live, Reading
 from fabrictap.sources.nvml.health import Health, status
 from fabrictap.sources.nvml.library import Library, NvmlFailed
-from fabrictap.sources.nvml.patience import Hung, Patience, Task
+from fabrictap.sources.nvml.patience import Hung, Patience
 
 _log = logging.getLogger(__name__)
 T = TypeVar("T")
@@ -210,7 +210,7 @@ class Nvml:
 
     @property
     def sampled_every(self) -> float:
-        """Seconds between two reads of the counters, as their cost lets it be; 0 where the slow tier reads them."""
+        """Seconds between two reads of the counters, as their cost lets it be; 0: there is no thread."""
         return self.fast.interval
 
     def tick(self, now_ns: int) -> None:
@@ -224,7 +224,7 @@ class Nvml:
                 self._in_library.release()
 
     def read_counters(self) -> None:
-        """Read the counters of NVLink and PCIe once. In the runner's thread, where nothing reads them by itself."""
+        """Read the counters of NVLink and PCIe once, where nothing reads them by itself. May block."""
         if not self._ready:
             return
         with self._in_library:

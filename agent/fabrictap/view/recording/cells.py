@@ -3,16 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from struct import unpack_from
+from dataclasses import dataclass, field
+from math import isfinite
+from struct import Struct
+from typing import Any
 
 from fabrictap.ext import ring
 from fabrictap.ext.ring import SEGMENT
 from fabrictap.view.recording.decode import finite, number
 from fabrictap.view.recording.records import Cell, CounterCell, GaugeCell, HistogramCell, Row, SeriesEntry
 
-_FIRST = SEGMENT * 8
-_SECOND = _FIRST + SEGMENT * 4
+_FORMS = {
+    ring.COUNTER: Struct(f"={SEGMENT}q{SEGMENT}f"),
+    ring.UPDOWNCOUNTER: Struct(f"={SEGMENT}q"),
+    ring.GAUGE: Struct(f"={SEGMENT}q{SEGMENT}f{SEGMENT}f"),
+    ring.HISTOGRAM: Struct(f"={SEGMENT}Q{SEGMENT}d"),
+}
 _NONE_YET = -(1 << 63)
 
 
@@ -24,6 +30,15 @@ class Block:
     kind: int
     rows: Sequence[Row]
     ticks: dict[int, memoryview]
+    #: The same as numbers: those of the 64 series one after the other; see _FORMS.
+    numbers: dict[int, tuple[Any, ...]] = field(default_factory=dict)
+
+    def tick(self, row: int) -> tuple[Any, ...] | None:
+        found = self.numbers.get(row)
+        if found is None and (raw := self.ticks.get(row)) is not None:
+            form = _FORMS[self.kind]
+            found = self.numbers[row] = form.unpack_from(raw)
+        return found
 
 
 def cells_of(block: Block, series: SeriesEntry) -> list[Cell | None]:
@@ -32,42 +47,36 @@ def cells_of(block: Block, series: SeriesEntry) -> list[Cell | None]:
     place = series.slot % SEGMENT
     found: list[Cell | None] = []
     for row in block.rows:
-        tick = block.ticks.get(row.number)
+        tick = block.tick(row.number)
         mine = series.first_row <= row.number and not 0 < series.last_row < row.number
         found.append(decode(tick, place, series.real) if tick is not None and mine else None)
     return found
 
 
-def _counter(tick: memoryview, place: int, real: bool) -> Cell | None:
-    (delta,) = unpack_from("=q", tick, place * 8)
-    (peak,) = unpack_from("=f", tick, _FIRST + place * 4)
-    return CounterCell(number(delta, real), finite(peak) or 0.0)
+def _counter(tick: tuple[Any, ...], place: int, real: bool) -> Cell | None:
+    peak = tick[SEGMENT + place]
+    return CounterCell(number(tick[place], real), peak if isfinite(peak) else 0.0)
 
 
-def _updown(tick: memoryview, place: int, real: bool) -> Cell | None:
-    (value,) = unpack_from("=q", tick, place * 8)
-    if value == _NONE_YET:
+def _updown(tick: tuple[Any, ...], place: int, real: bool) -> Cell | None:
+    if tick[place] == _NONE_YET:
         return None
-    last = number(value, real)
+    last = number(tick[place], real)
     return GaugeCell(last, last, last)
 
 
-def _gauge(tick: memoryview, place: int, real: bool) -> Cell | None:
-    (last,) = unpack_from("=q", tick, place * 8)
-    (low,) = unpack_from("=f", tick, _FIRST + place * 4)
-    (high,) = unpack_from("=f", tick, _SECOND + place * 4)
+def _gauge(tick: tuple[Any, ...], place: int, real: bool) -> Cell | None:
+    low, high = tick[SEGMENT + place], tick[2 * SEGMENT + place]
     if low != low or high != high:  # noqa: PLR0124 - NaN: no value yet
         return None
-    return GaugeCell(number(last, real), low, high)
+    return GaugeCell(number(tick[place], real), low, high)
 
 
-def _histogram(tick: memoryview, place: int, real: bool) -> Cell | None:  # noqa: ARG001 - as the others
-    (count,) = unpack_from("=Q", tick, place * 8)
-    (total,) = unpack_from("=d", tick, _FIRST + place * 8)
-    return HistogramCell(count, finite(total) or 0.0)
+def _histogram(tick: tuple[Any, ...], place: int, real: bool) -> Cell | None:  # noqa: ARG001 - as the others
+    return HistogramCell(tick[place], finite(tick[SEGMENT + place]) or 0.0)
 
 
-_DECODERS: dict[int, Callable[[memoryview, int, bool], Cell | None]] = {
+_DECODERS: dict[int, Callable[[tuple[Any, ...], int, bool], Cell | None]] = {
     ring.COUNTER: _counter,
     ring.UPDOWNCOUNTER: _updown,
     ring.GAUGE: _gauge,

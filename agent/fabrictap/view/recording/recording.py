@@ -139,7 +139,7 @@ class Recording:
         """
         segment = series.slot // ring.SEGMENT
         block = self._block
-        if block is None or block.segment != segment or block.kind != series.kind or block.rows != rows:
+        if block is None or block.segment != segment or block.kind != series.kind or block.rows is not rows:
             block = self._block = self._read_block(segment, series.kind, rows)
         sequence = self._file.read(self._fixed["series_at"] + series.slot * _SERIES.size, 4)
         if int.from_bytes(sequence, sys.byteorder) != series.sequence:

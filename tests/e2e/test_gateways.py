@@ -5,15 +5,12 @@ Prometheus is the real one. Tempo and Loki are stood in for by servers of the te
 
 import gzip
 import http.server
-import json
 import os
-import shutil
 import signal
 import subprocess
 import sys
 import threading
 import time
-import urllib.parse
 import urllib.request
 from pathlib import Path
 
@@ -27,6 +24,7 @@ from fabrictap.export import prometheus as exposition
 from otelcol import BUILD, find_collector, free_port
 from otlp_json import Reader
 from otlp_receiver import Receiver
+from prometheus_server import Prometheus
 from support import eventually, require
 
 SHIPPED = Path(__file__).parents[2] / "packaging" / "otel-collector"
@@ -90,7 +88,7 @@ class Site:
         self.binary = binary
         self.folder = folder
         self.running = {}
-        self.prometheus = free_port()
+        self.prometheus = Prometheus(folder)
         self.balancer = free_port()
         self.gateways = [free_port(), free_port()]
         self.socket = folder / "otlp.sock"
@@ -125,24 +123,12 @@ class Site:
         )
 
     def start_all(self):
-        (self.folder / "prometheus.yml").write_text("{}\n")
-        self.spawn(
-            "prometheus",
-            [
-                shutil.which("prometheus"),
-                f"--config.file={self.folder}/prometheus.yml",
-                f"--storage.tsdb.path={self.folder}/tsdb",
-                f"--web.listen-address=127.0.0.1:{self.prometheus}",
-                "--web.enable-remote-write-receiver",
-                "--enable-feature=native-histograms",
-            ],
-        )
         for number, port in enumerate(self.gateways):
             self.start(
                 f"gateway-{number}",
                 "gateway",
                 OTLP_LISTEN=f"127.0.0.1:{port}",
-                METRICS_URL=f"http://127.0.0.1:{self.prometheus}/api/v1/write",
+                METRICS_URL=f"{self.prometheus.url}/api/v1/write",
                 TRACES=f"127.0.0.1:{self.tempo[number].start('127.0.0.1:0')}",
                 LOGS_URL=f"http://127.0.0.1:{self.loki.port}/otlp",
             )
@@ -158,7 +144,6 @@ class Site:
         )
         for name, port in self.health.items():
             eventually(lambda name=name, port=port: self.answers(name, port), f"{name} is ready", 60)
-        eventually(lambda: self.answers("prometheus", self.prometheus, "/-/ready"), "Prometheus is ready", 60)
 
     def answers(self, name, port, path="/"):
         if self.running[name].poll() is not None:
@@ -194,26 +179,22 @@ class Site:
     def close(self):
         for name in reversed(list(self.running)):  # who sends goes before who receives
             self.end(name)
+        self.prometheus.stop()
         for receiver in self.tempo:
             receiver.stop()
         self.loki.close()
 
     def query(self, expression):
         """The result of an instant query: a list of {metric, value}."""
-        return self.ask("query", query=expression)["result"]
+        return self.prometheus.get("query", query=expression)["result"]
 
     def value(self, expression):
         result = self.query(expression)
         return float(result[0]["value"][1]) if result else None
 
-    def ask(self, what, **parameters):
-        url = f"http://127.0.0.1:{self.prometheus}/api/v1/{what}?{urllib.parse.urlencode(parameters)}"
-        with urllib.request.urlopen(url, timeout=10) as answer:
-            return json.load(answer)["data"]
-
     def own_metric(self, name):
         """A number that Prometheus says of itself."""
-        with urllib.request.urlopen(f"http://127.0.0.1:{self.prometheus}/metrics", timeout=10) as answer:
+        with urllib.request.urlopen(f"{self.prometheus.url}/metrics", timeout=10) as answer:
             lines = answer.read().decode().splitlines()
         return sum(
             float(line.rpartition(" ")[2]) for line in lines if line.partition("{")[0].split(" ")[0] == name
@@ -271,7 +252,6 @@ class Loki:
 
 @pytest.fixture(scope="module")
 def site(binary, tmp_path_factory):
-    require("prometheus", shutil.which("prometheus") is not None, "apt-get install prometheus")
     # Short: the address of a unix socket has 107 bytes.
     made = Site(binary, tmp_path_factory.mktemp("site"))
     try:
@@ -294,7 +274,7 @@ def test_every_metric_of_a_node_is_in_prometheus_under_the_agents_own_names(site
     eventually(lambda: len(names()) > 30, "the agent exports", 30)
 
     def there():
-        return set(site.ask("label/__name__/values"))
+        return set(site.prometheus.get("label/__name__/values"))
 
     eventually(lambda: names() <= there(), "all of them are in Prometheus", 40)
     # Which node, on each series; what nobody asks for is on none.
@@ -385,10 +365,9 @@ def test_what_a_node_sends_while_the_balancer_is_away_comes_later_and_in_order(s
     site.start_balancer()
 
     def samples_of_the_gap():
-        result = site.ask(
-            "query", query=f"count_over_time({counter}[{max(1, int(back - gone))}s])", time=back
-        )
-        return float(result["result"][0]["value"][1]) if result["result"] else 0
+        seconds = max(1, int(back - gone))
+        result = site.prometheus.now(f"count_over_time({counter}[{seconds}s])", back)
+        return float(result[0]["value"][1]) if result else 0
 
-    eventually(lambda: samples_of_the_gap() >= 4, "Prometheus has the time between", 60)
+    eventually(lambda: samples_of_the_gap() >= 4, "Prometheus has the time between", 90)
     assert site.own_metric("prometheus_tsdb_out_of_order_samples_total") == 0

@@ -16,7 +16,7 @@ from typing import Any
 
 from e2e import dashboards
 from e2e.dashboards import Answer
-from metrics_world import World
+from metrics_world import RECORDED, World
 from support import require
 
 HERE = Path(__file__).parent / "panels"
@@ -29,9 +29,10 @@ ROWS = {"gpu": ("NVLink", "Links", "Health", "Who")}
 #: As in page.js: pixels of a line of Grafana's grid, and what is above and below the grid.
 UNIT, AROUND = 30, 14 + 34 + 26 + 20
 FOOTER = (
-    "Drawn by fabrictap's tests from what a Prometheus answered, not by Grafana. Nodes sim-* are simulated; "
-    "vm-* are a recording of RDMA between two Soft-RoCE devices in a VM."
+    "Drawn by fabrictap's tests from what a Prometheus answered, not by Grafana. Nodes sim-* are simulated"
 )
+#: Where there is one.
+RECORDING = "; vm-* are a recording of RDMA between two Soft-RoCE devices in a VM"
 
 
 def browser() -> str:
@@ -72,7 +73,7 @@ def page(
     content = {
         "title": dashboard["title"],
         "subtitle": dashboard["description"],
-        "footer": FOOTER,
+        "footer": f"{FOOTER}{RECORDING if RECORDED else ''}.",
         "start": world.start,
         "end": world.end,
         "step": dashboards.STEP,

@@ -102,7 +102,7 @@ class Seen:
 
 
 def run_all(completer: Completer) -> None:
-    """40 writes, 10 reads and 20 sends; four kinds of failure, each with three requests behind it; 3 writes."""
+    """40 writes, 10 reads, 20 sends; four kinds of failure, each with three requests behind it; 3 writes."""
     for command in ("connect", "write 40 4096", "read 10 8192", "send 20 1000"):
         completer.tell(command)
     for command in ("rkey", "lkey", "nobody", "flush", "connect", "write 3 100"):
@@ -132,7 +132,7 @@ def seen(machine: Machine) -> Seen:
     run_all(completer)
     truth = completer.tell("counts")
     happenings, summary = trace.interrupt(machine)
-    (qpn,) = {one["qpn"] for one in happenings[-30:] if one.get("operation") == "rdma_write"}
+    (qpn,) = {one["qpn"] for one in happenings[-16:] if one.get("operation") == "rdma_write"}
     connection = Trace(machine, "--qp", f"rxe0/{qpn}")
     completer.tell("write 5 64")
     of_connection, _ = connection.interrupt(machine)
@@ -225,9 +225,8 @@ def test_a_trace_of_a_connection_has_that_one_only(seen: Seen) -> None:
 def test_a_window_has_the_same(seen: Seen) -> None:
     pid = seen.pid
     points = seen.exported.find("rdma.completion.operations", pid=pid)
-    assert {point.attributes["rdma.operation"]: point.value for point in points} == by_operation(
-        seen.in_window
-    )
+    found = {point.attributes["rdma.operation"]: point.value for point in points}
+    assert found == by_operation(seen.in_window)
     errors: dict[str, int] = {}
     for point in seen.exported.find("rdma.completion.errors", pid=pid):
         status = str(point.attributes["rdma.completion.status"])

@@ -45,7 +45,8 @@ def main(recording: Recording, max_age: float, *, ready: bool, now_ns: int | Non
 
 def _sources(series: Sequence[SeriesEntry]) -> tuple[list[str], list[str]]:
     """Names of the sources that deliver, and of those that do not."""
-    up, down = [], []
+    up: list[str] = []
+    down: list[str] = []
     for one in series:
         if not one.ended:
             (up if one.value else down).append(plain(str(one.attributes.get(catalog.SOURCE.name))))

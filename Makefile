@@ -51,7 +51,14 @@ run: setup ## the agent on this machine: make run ARGS='--config my.yaml'
 	@$(BIN)/fabrictap run $(ARGS)
 
 test: lint collector kube ## lint, then the tests: T=tests/unit, REQUIRE=all (see docs), ARGS='-k name'
+ifneq (,$(filter tests tests/,$(T)))
+	@rc=0; \
+	$(BIN)/python -m pytest tests/unit --numprocesses=2 --dist=loadfile $(ARGS) || rc=1; \
+	$(BIN)/python -m pytest tests --ignore=tests/unit $(ARGS) || rc=1; \
+	exit $$rc
+else
 	@$(BIN)/python -m pytest $(T) $(ARGS)
+endif
 
 # The OpenTelemetry Collector for the end-to-end tests, kept in the cache; without Go they are skipped.
 collector: setup

@@ -351,6 +351,10 @@ def test_check_config_prints_what_it_would_read_again_and_no_secrets(tmp_path):
 
 
 def test_doctor_says_the_same_as_text_and_as_json():
+    def shape(said):
+        """Without the figures, which are measured anew each time."""
+        return re.sub(r"[\d.,]+", "#", said)
+
     text, data = fabrictap("doctor"), fabrictap("doctor", "--json")
     checks = json.loads(data.stdout)
     assert text.returncode == data.returncode == int(any(check["status"] == "missing" for check in checks))
@@ -358,7 +362,7 @@ def test_doctor_says_the_same_as_text_and_as_json():
         assert set(check) == {"what", "status", "found", "cost", "fix"}
         assert check["status"] in ("ok", "missing", "absent")
         assert check["what"] in text.stdout
-        assert check["found"] in text.stdout
+        assert shape(check["found"]) in shape(text.stdout)
 
 
 @pytest.mark.parametrize(

@@ -15,6 +15,9 @@ from typing import Any
 
 RECORD = Path(__file__).parent / "vm" / "kernels.json"
 
+#: Kernels that are to be recorded -> the Debian release that has them.
+DEBIAN = {"5.10": "bullseye", "6.1": "bookworm", "6.12": "trixie"}
+
 #: The level of a machine without RDMA, on which a stand-in of a provider posts and counts for itself.
 STAND_IN = "stand-in"
 
@@ -66,6 +69,8 @@ def tables(records: dict[str, Any]) -> str:
         for level, seen in record["levels"].items():
             gives = (_yes(name not in seen["missing"]) for name in GIVES)
             lines.append(_row(kernel, level, seen["hooked"] or "none", *gives))
+    if missing := [kernel for kernel in DEBIAN if kernel not in records]:
+        lines += ["", f"Not recorded yet: {', '.join(missing)}."]
     if reasons:
         lines += ["", *(f"[{number}] `{reason}`  " for number, reason in enumerate(reasons, 1))]
     return "\n".join(lines) + "\n"

@@ -17,8 +17,7 @@ from vm.headers import compiled
 from vm.kernels import LEVELS, Scenario, Seen, about, settings
 from vm.qemu import UnobtainableError, find_kernel
 
-#: The kernel's version -> the Debian release that has it.
-KERNELS = {"5.10": "bullseye", "6.1": "bookworm", "6.12": "trixie"}
+KERNELS = kernel_table.DEBIAN
 #: The one on which bcc's compiler is tried.
 COMPILED = "5.10"
 #: Fetching a kernel, booting it and the whole scenario are within the first test of each.

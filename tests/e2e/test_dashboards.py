@@ -19,7 +19,9 @@ BOARDS = [file.stem for file in dashboards.FILES]
 EMPTY = {
     "NVLink bit errors": "told by NVLink 5 GPUs only, and not simulated",
     "Figures that GPUs do not deliver": "the simulated driver delivers all of them, and the VM has no GPU",
-    "Decisions": "nobody posts so often that the budget is reached",
+    "Taken from processes by probes": "agents in the emulated VM count all posts, without a budget",
+    "Processes by how their posts are counted": "likewise",
+    "Decisions": "likewise",
     "node:rdma_qp_unseen:ratio": "all posts are seen; test_alert_rules.py has queue pairs whose are not",
 }
 #: What only the recording has.
@@ -28,8 +30,6 @@ if not RECORDED:
         (
             "Probes",
             "Reads that failed",
-            "Taken from processes by probes",
-            "Processes by how their posts are counted",
             "Records of probes, received and lost",
             "Handed over",
             "Not handed over, in five minutes",
@@ -64,7 +64,10 @@ QUIET = {
     "FabrictapDetectorErrors": "none fails",
     "FabrictapUnnamedNodes": "all have names",
 }
-if not RECORDED:
+if RECORDED:
+    # A source that the VM cannot have does not deliver.
+    del QUIET["FabrictapSourceDown"]
+else:
     QUIET |= dict.fromkeys(
         ("FabrictapForbiddenPeer", "FabrictapExposedMemory", "FabrictapExportFailing"),
         f"there is no {RECORDING.name}",

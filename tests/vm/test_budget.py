@@ -58,6 +58,6 @@ def test_a_process_that_posts_too_often_is_counted_in_part_and_told_so(
     assert span["fabrictap.coverage"] == "estimated"
     assert 0 < float(span["fabrictap.coverage.fraction"]) < 1
     assert int(span["rdma.flow.rdma_write.operations"]) > 0
-    assert exported.total("fabrictap.budget.decisions", decision="reduced") >= 1
-    assert exported.total("fabrictap.probe.hit.cost", entry="emulated") > 0
+    assert exported.total("fabrictap.budget.decisions", fabrictap_budget_decision="reduced") >= 1
+    assert exported.total("fabrictap.probe.hit.cost", fabrictap_probe_entry="emulated") > 0
     assert exported.find("fabrictap.coverage.ratio", pid=client.pid)

@@ -124,11 +124,13 @@ def test_our_commands_do_what_they_are_for(node, command, tmp_path):
         words += ["--duration", "1s", *(word for setting in settings for word in ("--set", setting))]
     elif words[0] in ("doctor", "audit", "health"):
         codes = {0, 1, 3}  # what is missing, exposed or dead on this machine is not what is asked here
+    elif words[0] == "trace":
+        codes = {1}  # there is nobody with this number: tests/host/test_trace.py has real processes
     done = run(words, environment)
     assert done.returncode in codes, done.stderr
     assert "Traceback" not in done.stderr
     if words[0] not in ("run", "policy"):
-        assert done.stdout.strip(), "it says something"
+        assert (done.stdout or done.stderr).strip(), "it says something"
 
 
 def run(words, environment):

@@ -19,6 +19,15 @@ import pytest
 _ENTER, _LEAVE = b"\x1b[?1049h", b"\x1b[?1049l"
 
 
+def _at_a_terminal():
+    """The terminal of its session, so that another size and Ctrl-C reach it as they would.
+
+    Also where the tests run in the background of a script, and so ignore Ctrl-C.
+    """
+    fcntl.ioctl(0, termios.TIOCSCTTY, 0)
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
 class Terminal:
     """``said`` is all that the program has written."""
 
@@ -39,8 +48,7 @@ class Terminal:
             stderr=theirs,
             env=kept | {"TERM": "xterm-256color", "LC_ALL": "C.UTF-8"} | environment,
             start_new_session=True,
-            # The terminal of its session, so that another size and Ctrl-C reach it as they would.
-            preexec_fn=lambda: fcntl.ioctl(0, termios.TIOCSCTTY, 0),  # noqa: PLW1509 - no threads here
+            preexec_fn=_at_a_terminal,  # noqa: PLW1509 - no threads here
         )
         self._theirs = theirs
 

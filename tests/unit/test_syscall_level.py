@@ -168,9 +168,9 @@ class Loads:
         self.refused = refused
         monkeypatch.setattr(probes, "module_loaded", lambda module: True)
         monkeypatch.setattr(probes, "_hooks", self.load)
-        monkeypatch.setattr(probes, "_syscalls", lambda event_buffer: self.load("syscall", event_buffer))
+        monkeypatch.setattr(probes, "_syscalls", lambda buffer, types: self.load("syscall", buffer, types))
 
-    def load(self, level: str, event_buffer: int) -> Any:
+    def load(self, level: str, event_buffer: int, types: object) -> Any:
         self.tried.append(level)
         if level in self.refused:
             raise probes.BpfError("/sys/kernel/btf/ib_core", 2)

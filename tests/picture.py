@@ -34,7 +34,7 @@ def svg(screen):
     parts = [
         f'<svg xmlns="http://www.w3.org/2000/svg" {size}>',
         f'<rect width="{wide}" height="{high}" rx="6" fill="{PAPER}"/>',
-        f'<g {font} fill="{INK}" xml:space="preserve">',
+        f'<g {font} fill="{INK}">',
     ]
     for number in range(screen.lines):
         line = screen.buffer[number]
@@ -60,7 +60,8 @@ def run(number, start, text, style):
         yield f'<rect x="{x}" y="{y}" width="{len(text) * WIDTH}" height="{HEIGHT}" fill="{ink}"/>'
         ink = PAPER
     if text.strip():
-        shown = text.rstrip()
+        # Not every browser keeps ordinary spaces.
+        shown = text.rstrip().replace(" ", "\N{NO-BREAK SPACE}")
         weight = ' font-weight="bold"' if bold else ""
         fill = f' fill="{ink}"' if ink != INK else ""
         # The width of the text is said, so that columns stand below each other in any font.

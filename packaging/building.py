@@ -148,11 +148,15 @@ def interpreters(wanted: str | None = None) -> list[Interpreter]:
 
 def _find(version: str) -> Interpreter | None:
     digits = version.replace(".", "")
-    pyenv = Path(os.environ.get("PYENV_ROOT", Path.home() / ".pyenv")) / "versions"
+    pyenv = shutil.which("pyenv")  # in its bin/, whoever's home it lies in
+    homes = {Path(os.environ.get("PYENV_ROOT", Path.home() / ".pyenv"))}
+    homes |= {Path(pyenv).resolve().parents[1]} if pyenv is not None else set()
     candidates = [
         f"/usr/bin/python{version}",
         shutil.which(f"python{version}"),
-        *sorted(str(path) for path in pyenv.glob(f"{version}.*/bin/python{version}")),
+        *sorted(
+            str(path) for home in homes for path in home.glob(f"versions/{version}.*/bin/python{version}")
+        ),
         f"/opt/python/cp{digits}-cp{digits}/bin/python",  # the manylinux images
     ]
     for candidate in candidates:

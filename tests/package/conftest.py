@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import runpy
 import shutil
 import subprocess
 import sys
@@ -22,7 +23,17 @@ from support import require
 REPOSITORY = Path(__file__).parents[2]
 #: Release -> the Python that it has.
 RELEASES = {"bookworm": "3.11", "trixie": "3.13"}
-PYTHONS = ",".join(RELEASES.values())
+HERE = {one.version for one in runpy.run_path(str(REPOSITORY / "packaging/building.py"))["interpreters"]()}
+#: No release of Debian has the Python of another: who builds for both has brought one of them along.
+BUILT = [version for version in RELEASES.values() if version in HERE]
+PYTHONS = ",".join(BUILT)
+
+
+def skip_without(version: str) -> None:
+    if version not in HERE:
+        pytest.skip(
+            f"Python {version} with headers is not here, nor in this release of Debian: nothing is built"
+        )
 
 
 def page(name: str) -> list[str]:
@@ -48,6 +59,7 @@ def build(program: str, *arguments: str | Path) -> list[Path]:
 @pytest.fixture(scope="session")
 def dist(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A directory with the wheels for both releases' Python, and the deb; FABRICTAP_DIST: those there."""
+    require("packages", bool(BUILT), f"no Python of {', '.join(RELEASES.values())} with headers here")
     if "FABRICTAP_DIST" in os.environ:
         return Path(os.environ["FABRICTAP_DIST"]).resolve()
     directory = tmp_path_factory.mktemp("dist")
@@ -73,6 +85,7 @@ def deb(dist: Path) -> Path:
 @pytest.fixture(scope="session", params=list(RELEASES))
 def root(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Root]:
     """A bare root of each release, the same one for all tests, in the order of their files."""
+    skip_without(RELEASES[request.param])
     require("nspawn", not roots.missing(), roots.missing())
     with Root.of(request.param, tmp_path_factory.mktemp("root")) as made:
         yield made

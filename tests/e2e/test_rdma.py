@@ -104,8 +104,8 @@ def test_every_exported_series_is_in_the_catalog(received: tuple[Reader, Traffic
         assert span.attributes.keys() <= spans[span.name] | templates
 
 
-#: What needs more than a moment of RDMA: GPUs, a kubelet, something to find; a window of completions, which is
-#: rarer (vm/test_completions.py); counters of processes, which Soft-RoCE has not.
+#: What needs more than a moment of RDMA: GPUs, a kubelet, something to find; a window of completions, which
+#: is rarer (vm/test_completions.py); counters of processes, which Soft-RoCE has not.
 ELSEWHERE = (
     *("gpu.", "hw.gpu.", "hw.power", "hw.energy", "hw.temperature", "hw.status", "fabrictap."),
     *("rdma.completion.", "rdma.process."),

@@ -52,10 +52,7 @@ run: setup ## the agent on this machine: make run ARGS='--config my.yaml'
 
 test: lint collector kube ## lint, then the tests: T=tests/unit, REQUIRE=all (see docs), ARGS='-k name'
 ifneq (,$(filter tests tests/,$(T)))
-	@rc=0; \
-	$(BIN)/python -m pytest tests/unit --numprocesses=2 --dist=loadfile $(ARGS) || rc=1; \
-	$(BIN)/python -m pytest tests --ignore=tests/unit $(ARGS) || rc=1; \
-	exit $$rc
+	@tests/everything.sh $(BIN)/python $(ARGS)
 else
 	@$(BIN)/python -m pytest $(T) $(ARGS)
 endif

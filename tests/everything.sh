@@ -1,0 +1,31 @@
+#!/usr/bin/env bash
+# All tests, on two cores: the unit tests on both, then those in the virtual machine beside the others.
+# usage: everything.sh PYTHON [argument of pytest ...]
+set -euo pipefail
+python=$1
+shift
+
+said=$(mktemp)
+vm=
+end() {
+    [[ -z $vm ]] || pkill --parent "$vm" 2>/dev/null || true
+    rm -f "$said"
+}
+trap end EXIT
+trap 'exit 130' INT TERM
+
+# Where the arguments leave no test of a room (5), that is no failure.
+run() {
+    "$python" -m pytest "$@" || [[ $? == 5 ]]
+}
+
+result=0
+run tests/unit --numprocesses=2 --dist=loadfile "$@" || result=1
+# Shown when it is over, or its lines would stand between those of the others.
+run tests/vm "$@" >"$said" 2>&1 &
+vm=$!
+run tests --ignore=tests/unit --ignore=tests/vm "$@" || result=1
+wait "$vm" || result=1
+vm=
+cat "$said"
+exit "$result"

@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
-# All tests, on two cores: the unit tests on both, then those in the virtual machine beside the others.
+# All tests, on two cores: the unit tests on both, then those in the virtual machine beside the others, which
+# include those that boot other kernels.
 # usage: everything.sh PYTHON [argument of pytest ...]
 set -euo pipefail
 python=$1
@@ -19,12 +20,13 @@ run() {
     "$python" -m pytest "$@" || [[ $? == 5 ]]
 }
 
+kernels=tests/vm/test_kernels.py
 result=0
 run tests/unit --numprocesses=2 --dist=loadfile "$@" || result=1
 # Shown when it is over, or its lines would stand between those of the others.
-"$python" -m pytest tests/vm "$@" >"$said" 2>&1 &
+"$python" -m pytest tests/vm --ignore="$kernels" "$@" >"$said" 2>&1 &
 vm=$!
-run tests --ignore=tests/unit --ignore=tests/vm "$@" || result=1
+run tests/{e2e,host,kube,package} "$kernels" "$@" || result=1
 wait "$vm" || [[ $? == 5 ]] || result=1
 vm=
 cat "$said"

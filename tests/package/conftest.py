@@ -29,6 +29,13 @@ BUILT = [version for version in RELEASES.values() if version in HERE]
 PYTHONS = ",".join(BUILT)
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Building, and unpacking a release of Debian, are within the first test that needs them."""
+    for item in items:
+        if Path(__file__).parent in item.path.parents:
+            item.add_marker(pytest.mark.timeout(900))
+
+
 def skip_without(version: str) -> None:
     if version not in HERE:
         pytest.skip(

@@ -40,7 +40,11 @@ if [ "$1" != inside ]; then # first half: in the initramfs
     $busybox mount -t 9p -o "ro,cache=loose,$p9" kernel /host/run/vm/kernel || fail "mount the kernel's directory"
     while read -r tag mode path; do
         cache=loose
-        [ "$mode" = rw ] && cache=mmap
+        # What is shared must be there for the host as soon as it is written: from 6.8 on (netfs) mmap writes it late.
+        [ "$mode" = rw ] && case $($busybox uname -r) in
+            [0-5].* | 6.[0-7].*) cache=mmap ;;
+            *) cache=none ;;
+        esac
         $busybox mkdir -p "/host$path" 2>/dev/null
         $busybox mount -t 9p -o "$mode,cache=$cache,$p9" "$tag" "/host$path" || fail "mount $path"
     done </mounts

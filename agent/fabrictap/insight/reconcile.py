@@ -40,7 +40,7 @@ _ANSWER, _ATOMIC_ANSWER, _REQUEST = 4, 12, 28
 #: Packets with less than this on average are not answers to reads of any size.
 _SMALL = 256
 #: Readings for which requests that were sent again may still move bytes.
-_RETRY_SHOWS = 2
+_RETRY_SHOWS = 5
 #: Readings without a packet after which what was posted and did not move is written off.
 _QUIET = 5
 #: For how long after posts went unseen a port may move what they asked for.

@@ -37,7 +37,6 @@
 #define FT_SEND_SIGNALED 2
 #define FT_WC_RECEIVE 128 /* enum ibv_wc_opcode: beyond it, of a receive queue */
 #define FT_WC_GRH 1
-#define FT_GRH_SIZE 40
 
 /* Latencies by an exponential histogram of seconds: bucket i holds (2^((i - FT_LATENCY_BASE) / 8), ...]. */
 #define FT_LATENCY_SCALE 3
@@ -97,6 +96,7 @@ struct ft_group {
 	struct ft_group_key key;
 	uint64_t count;
 	uint64_t bytes;
+	uint64_t headers; /* completions whose flags say that a GRH is there; of datagrams it is within the bytes */
 	uint64_t outcomes[FT_OUTCOMES];
 	uint64_t latency_ns; /* sum, smallest, largest */
 	uint64_t least_ns;
@@ -333,7 +333,6 @@ static void ft_count(struct ft_completions *all, const struct ft_work *work)
 {
 	struct ft_group_key key = { work->context, work->tgid, work->qpn, work->kind, work->operation,
 				    (uint8_t)(work->status < 255 ? work->status : 255), { 0 } };
-	uint64_t bytes = work->bytes;
 	struct ft_group *group;
 	uint32_t number;
 	bool added;
@@ -344,10 +343,11 @@ static void ft_count(struct ft_completions *all, const struct ft_work *work)
 	if (number == FT_NONE)
 		return;
 	group = (struct ft_group *)ft_table_at(&all->groups, number);
+	/* Some drivers set the flag for connections too, whose bytes have none before them. */
 	if (work->kind == FT_WORK_COMPLETED && work->operation >= FT_WC_RECEIVE && work->flags & FT_WC_GRH)
-		bytes -= bytes < FT_GRH_SIZE ? bytes : FT_GRH_SIZE;
+		group->headers++;
 	group->count += work->kind == FT_WORK_REFUSED ? work->count : 1;
-	group->bytes += bytes;
+	group->bytes += work->bytes;
 	group->outcomes[work->outcome]++;
 	if (!work->latency_ns)
 		return;

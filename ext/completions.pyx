@@ -61,6 +61,7 @@ cdef extern from "completions.h" nogil:
         ft_group_key key
         uint64_t count
         uint64_t bytes
+        uint64_t headers
         uint64_t outcomes[7]
         uint64_t latency_ns
         uint64_t least_ns
@@ -102,6 +103,8 @@ Work = namedtuple(
     "time_ns context queue wr_id bytes latency_ns pid tid qpn flags status vendor_error number place peer_qpn "
     "kind operation qp_type outcome",
 )
+# A global routing header (IBTA 8.3).
+_GRH = 40
 _LAYOUT = Struct("<6Q9I4B")
 if _LAYOUT.size != WORK_SIZE:
     raise ImportError("struct ft_work is not what it was")
@@ -110,7 +113,8 @@ if _LAYOUT.size != WORK_SIZE:
 @dataclass(frozen=True)
 class Group:
     """What is alike, summed. ``latencies``: index of an exponential histogram of seconds, of scale
-    LATENCY_SCALE -> how many; ``outcomes`` counts by reason the completions without a latency."""
+    LATENCY_SCALE -> how many; ``outcomes`` counts by reason the completions without a latency; ``headers`` those
+    with a GRH, whose 40 bytes are among those of a datagram, and of no other."""
 
     context: int
     pid: int
@@ -120,11 +124,16 @@ class Group:
     status: int
     count: int
     bytes: int
+    headers: int
     outcomes: dict
     latency_ns: int
     least_ns: int
     most_ns: int
     latencies: dict
+
+    def payload(self, datagrams):
+        """Bytes without headers; ``datagrams``: whether the queue pair is of type UD."""
+        return self.bytes - _GRH * self.headers if datagrams else self.bytes
 
 
 def decode(batch):
@@ -193,7 +202,7 @@ cdef class Completions:
             } if group.most_ns else {}
             found.append(Group(
                 group.key.context, group.key.tgid, group.key.qpn, group.key.kind, group.key.operation,
-                group.key.status, group.count, group.bytes, outcomes, group.latency_ns, group.least_ns,
+                group.key.status, group.count, group.bytes, group.headers, outcomes, group.latency_ns, group.least_ns,
                 group.most_ns, latencies,
             ))
         return found

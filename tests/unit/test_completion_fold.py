@@ -18,8 +18,8 @@ WRITE, READ, RECV, RECV_WITH_IMM = 1, 2, 128, 129
 def group(
     operation: int = WRITE, *, kind: int = COMPLETED, pid: int = 1, qpn: int = 17, **more: object
 ) -> Group:
-    known: dict = {"status": 0, "count": 1, "bytes": 0, "latency_ns": 0, "least_ns": 0, "most_ns": 0}
-    known |= {"outcomes": {}, "latencies": {}} | more
+    known: dict = {"status": 0, "count": 1, "bytes": 0, "headers": 0, "latency_ns": 0, "least_ns": 0}
+    known |= {"most_ns": 0, "outcomes": {}, "latencies": {}} | more
     return Group(context=CONTEXT, pid=pid, qpn=qpn, kind=kind, operation=operation, **known)
 
 

@@ -204,12 +204,12 @@ def test_errors_are_counted_by_status_and_have_no_latency(born):
     assert found == {10: 1, FLUSHED: 2}
 
 
-def test_receives_are_bytes_without_headers(born):
+def test_of_receives_the_headers_of_datagrams_are_known(born):
     born.done(0, WC_RECV, bytes=1000)
     born.done(0, WC_RECV, bytes=1040, flags=GRH)
     born.feed(born.work(RECEIVE, operation=128, bytes=4096))
-    found = {g.kind: (g.count, g.bytes) for g in born.completions.groups()}
-    assert found == {COMPLETED: (2, 2000), RECEIVE: (1, 4096)}
+    found = {g.kind: (g.count, g.payload(True), g.payload(False)) for g in born.completions.groups()}
+    assert found == {COMPLETED: (2, 2000, 2040), RECEIVE: (1, 4096, 4096)}
 
 
 def test_nothing_is_matched_over_lost_records(born):

@@ -114,6 +114,7 @@ def group(kind: int = COMPLETED, **fields: object) -> Group:
             "status",
             "count",
             "bytes",
+            "headers",
             "latency_ns",
             "least_ns",
             "most_ns",

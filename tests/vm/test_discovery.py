@@ -138,7 +138,7 @@ from fabrictap.sources.verbs.elf import Elf
 report = providers.discover()
 seen, told = {}, {}
 for place in report.places:
-    if place.function in providers.DATA_PATH:
+    if place.function in static.OPS:
         seen.setdefault(place.file, {}).setdefault(place.function, []).append(place.offset)
 (library,) = {place.file for place in report.places if place.function == "create_ah"}
 slots = static.slots(Elf(os.open(library, os.O_RDONLY)))

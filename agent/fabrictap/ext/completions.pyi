@@ -46,11 +46,13 @@ class Group:
     status: int
     count: int
     bytes: int
+    headers: int
     outcomes: dict[str, int]
     latency_ns: int
     least_ns: int
     most_ns: int
     latencies: dict[int, int]
+    def payload(self, datagrams: bool) -> int: ...
 
 def decode(batch: bytes | bytearray) -> list[Work]: ...
 def encode(work: Work) -> bytes: ...

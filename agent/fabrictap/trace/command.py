@@ -135,7 +135,9 @@ class Trace:
         made.not_shown += self._not_shown
         made.control = self._control
         made.lost = session.lost + session.control_lost + session.completions.refused
-        summary.summarize(session.completions.groups(), session.device, session.wanted, made)
+        summary.summarize(
+            session.completions.groups(), session.device, session.wanted, made, session.datagrams
+        )
         if why:
             self._say(why)
         if self._json:

@@ -5,9 +5,10 @@ from __future__ import annotations
 import os
 import time
 from dataclasses import dataclass, field
+from itertools import islice
 
 from fabrictap.ext.bpf import BpfError
-from fabrictap.ext.completions import EMPTY, RESET, WORK_SIZE, Completions, Work, decode
+from fabrictap.ext.completions import COMPLETED, EMPTY, RESET, WORK_SIZE, Completions, Work, decode
 from fabrictap.ext.records import Record
 from fabrictap.ext.records import decode as decode_records
 from fabrictap.sources.verbs import providers
@@ -25,6 +26,7 @@ _ESSENTIAL = ("work_post_send", "work_poll_cq")
 _LOOK_SECONDS = 0.5
 #: Records that one reading takes at the most (ext/bpf.pyx), and where in each its kind stands (work.h).
 _FULL, _KIND_AT = 4096, 84
+_UD = 4
 
 
 @dataclass(slots=True)
@@ -51,6 +53,8 @@ class Session:
         self._next_look = 0.0
         #: Whether there may be more to read at once.
         self.busy = False
+        #: (context, number) of queue pairs that were seen to be of type UD.
+        self.datagrams: set[tuple[int, int]] = set()
         if os.geteuid() != 0:
             raise TraceError(
                 "tracing takes root: it loads BPF programs and reads the traced process's memory"
@@ -89,14 +93,19 @@ class Session:
         batch = self._reader.read(timeout_ms)
         self.busy = len(batch) >= _FULL * WORK_SIZE
         if self.whom.qpn is None:
-            silent = batch[_KIND_AT::WORK_SIZE]
-            told = len(silent) - silent.count(EMPTY) - silent.count(RESET)
-            batch = batch[: most * WORK_SIZE]
+            kinds = batch[_KIND_AT::WORK_SIZE]
+            told = len(kinds) - kinds.count(EMPTY) - kinds.count(RESET)
+            # Where the first ``most`` end: not all of what is recorded is told of.
+            ends = (at for at, kind in enumerate(kinds, 1) if kind not in (EMPTY, RESET))
+            batch = batch[: next(islice(ends, max(0, most - 1), None), len(kinds)) * WORK_SIZE]
         works = [
             work
             for work in decode(batch)
             if work.kind not in (EMPTY, RESET) and self.wanted(work.context, work.qpn)
         ]
+        self.datagrams |= {
+            (work.context, work.qpn) for work in works if work.kind != COMPLETED and work.qp_type == _UD
+        }
         if self.whom.qpn is not None:
             told = len(works)
         taken = Taken(works[:most])

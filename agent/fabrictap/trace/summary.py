@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -26,9 +26,9 @@ class Sum:
     least_ns: int = 0
     unmatched: dict[str, int] = field(default_factory=dict)
 
-    def add(self, group: Group) -> None:
+    def add(self, group: Group, *, datagrams: bool = False) -> None:
         self.count += group.count
-        self.bytes += group.bytes
+        self.bytes += group.payload(datagrams)
         for index, count in group.latencies.items():
             self.latencies[index] = self.latencies.get(index, 0) + count
         for why, count in group.outcomes.items():
@@ -78,8 +78,9 @@ def summarize(
     device: Callable[[int], str | None],
     wanted: Callable[[int, int], bool],
     made: Summary,
+    datagrams: Collection[tuple[int, int]] = (),
 ) -> Summary:
-    """Put ``groups`` into ``made``: those of the queue pairs that are ``wanted``."""
+    """Put ``groups`` of the ``wanted`` queue pairs into ``made``; ``datagrams``: those of type UD."""
     for group in groups:
         if not wanted(group.context, group.qpn):
             continue
@@ -92,7 +93,8 @@ def summarize(
         elif group.kind == COMPLETED and group.status:
             made.errors.setdefault((where, wc.status(group.status)), Sum()).add(group)
         elif group.kind == COMPLETED:
-            made.completions.setdefault((where, wc.completed(group.operation)), Sum()).add(group)
+            one = made.completions.setdefault((where, wc.completed(group.operation)), Sum())
+            one.add(group, datagrams=(group.context, group.qpn) in datagrams)
     return made
 
 

@@ -104,7 +104,9 @@ class CompletionFold:
         with_operation = {**base, catalog.RDMA_OPERATION.name: operation}
         self._of(group.pid, catalog.COMPLETION_OPERATIONS, with_operation, now_ns).add(group.count, now_ns)
         if group.operation >= wc.RECEIVE:
-            self._of(group.pid, catalog.COMPLETION_RECEIVE_IO, base, now_ns).add(group.bytes, now_ns)
+            connection = self._ledger.connections.get(device, group.qpn)
+            size = group.payload(connection is not None and connection.type == "ud")
+            self._of(group.pid, catalog.COMPLETION_RECEIVE_IO, base, now_ns).add(size, now_ns)
         if group.latencies:
             series = self._of(group.pid, catalog.COMPLETION_LATENCY, with_operation, now_ns)
             latencies = self._latencies.setdefault(series, Latencies())

@@ -119,12 +119,14 @@ def test_a_process_with_its_own_libraries_that_is_older_than_the_agent_is_counte
 
 def test_the_extended_api_is_counted_exactly(machine: Machine, agent: Agent) -> None:
     agent.start()
-    ran = traffic.perftest(machine, "ibv_rc_pingpong", "-N", "-n", "50", "-s", "1024")
+    # Long enough for the agent to look at the processes while they are there, which it needs to be sure.
+    count = 3000
+    ran = traffic.perftest(machine, "ibv_rc_pingpong", "-N", "-n", str(count), "-s", "1024")
     machine.wait_for(lambda: len(flows(agent.exported, ran.client_pid)) == 2, 60, "no flows")
     exported = agent.stop()
     for pid in (ran.client_pid, ran.server_pid):
-        assert exported.total("rdma.verbs.operations", pid=pid, operation="send") == 50
-        assert exported.total("rdma.verbs.io", pid=pid, operation="send") == 50 * 1024
+        assert exported.total("rdma.verbs.operations", pid=pid, operation="send") == count
+        assert exported.total("rdma.verbs.io", pid=pid, operation="send") == count * 1024
     for span in exported.spans_named("rdma.flow", pid=ran.client_pid):
         assert span["fabrictap.coverage"] == "exact"
 

@@ -120,7 +120,7 @@ def test_a_process_with_its_own_libraries_that_is_older_than_the_agent_is_counte
 def test_the_extended_api_is_counted_exactly(machine: Machine, agent: Agent) -> None:
     agent.start()
     # Long enough for the agent to look at the processes while they are there, which it needs to be sure.
-    count = 3000
+    count = 1000
     ran = traffic.perftest(machine, "ibv_rc_pingpong", "-N", "-n", str(count), "-s", "1024")
     machine.wait_for(lambda: len(flows(agent.exported, ran.client_pid)) == 2, 60, "no flows")
     exported = agent.stop()
